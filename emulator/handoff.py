@@ -3,8 +3,8 @@
 What it is: facts of kexec, kdump and the kernel's head, one row a fact, each with its source.
 What it is not: anything found by looking at an image; an offset that moves with the kernel
 (`__secondary_hold_spinloop`) is a symbol name here, never a number.
-Sources: linux arch/powerpc/kernel/head_64.S and misc_64.S, kexec-tools purgatory/arch/ppc64/v2wrap.S
-and kexec/arch/ppc64/, commits named in the rows; registers as captured from QEMU.
+Sources: linux arch/powerpc/kernel/head_64.S and misc_64.S, kexec-tools kexec/arch/ppc64/ and
+purgatory/arch/ppc64/v2wrap.S, commits named in the rows; registers as captured from QEMU.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class PurgatorySymbol:
 
 
 PURGATORY_SYMBOLS: Final = (
-    PurgatorySymbol("purgatory_start", 0x100, True, "kernel's first 0x100 bytes, but the first word",
+    PurgatorySymbol("purgatory_start", 0x100, True, "kernel's first 0x100 bytes but one word",
                     "kexec-elf-ppc64.c; linux file_load.c"),
     PurgatorySymbol("kernel", 8, True, "load address of the kernel", "kexec-elf-ppc64.c"),
     PurgatorySymbol("dt_offset", 8, True, "address of the device tree", "kexec-elf-ppc64.c"),

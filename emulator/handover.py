@@ -15,9 +15,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from emulator.handoff import LOW_COPY_BYTES, MSR_BIG, MSR_LITTLE, SECONDARY_ENTRY
-
-_LINE_BYTES: Final = 128
+from emulator.handoff import MSR_BIG, MSR_LITTLE
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,3 @@ def cpu_starts(
 def assembly(rows: tuple[Word, ...]) -> str:
     """The routine as text for an assembler."""
     return "".join(f"\t{row.asm}\n" for row in rows)
-
-
-assert LOW_COPY_BYTES == 32 * 8 == 2 * _LINE_BYTES
-assert SECONDARY_ENTRY == 0x60

@@ -320,7 +320,7 @@ def _what_to_do(data: bytes) -> str:
 
 
 def read_kernel(data: bytes, name: str) -> KernelImage:
-    """Read a vmlinux: 64-bit PowerPC, either byte order, ELFv1 or v2, stripped or not, packed or not.
+    """Read a vmlinux: 64-bit PowerPC, either byte order and ABI, stripped or not, packed or not.
 
     Raises:
         ImageError (NotElf, WrongMachine, ...), LimitError.

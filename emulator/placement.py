@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from emulator import handover
 from emulator.coredump import build_core_header
-from emulator.devicetree import DeviceTree, Node, Partition, build_partition
-from emulator.errors import LimitError, MissingSymbol, PlacementError
+from emulator.devicetree import DeviceTree, Node
+from emulator.errors import LimitError, PlacementError
 from emulator.handoff import (
     BACKUP_BYTES,
     FLAGS,
@@ -36,6 +36,9 @@ from emulator.handoff import (
 )
 from emulator.handover import CpuStart, cpu_starts, handover_code
 from emulator.images import KernelImage, PurgatoryImage
+from emulator.memory import Ram, Segment, check_overlaps, without
+from emulator.partition import Partition, build_partition
+from emulator.patching import Patcher, segments_digest
 from emulator.relocations import LinkedPurgatory, layout_purgatory, link_purgatory
 from emulator.symbols import AddressMap, AddressRow, NamedPlaces, SymbolTable
 
@@ -49,7 +52,6 @@ COMMAND_LINE_BYTES: Final = 2048
 """COMMAND_LINE_SIZE of ppc64."""
 _KEXEC_ARCH_PPC64: Final = 21 << 16
 _KEXEC_ON_CRASH: Final = 1
-_ZEROS: Final = bytes(PAGE_BYTES)
 
 
 @dataclass(frozen=True)
@@ -71,17 +73,6 @@ class LoadOptions:
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A piece of RAM at tick 0; the rest up to mem_bytes is zero."""
-
-    name: str
-    """kernel purgatory device-tree backup elfcorehdr initrd handover stack"""
-    addr: int
-    data: bytes | memoryview
-    mem_bytes: int
-
-
-@dataclass(frozen=True)
 class Addresses:
     """Places to use instead of choosing them; None: choose."""
 
@@ -95,6 +86,8 @@ class Addresses:
     initrd: int | None = None
     purgatory_buffer: int | None = None
     """Where kexec held the purgatory while linking it; shows in .eh_frame only (REL32)."""
+    digest: bytes | None = None
+    """The digest of a captured load of which some segment's bytes are not at hand."""
 
 
 @dataclass(frozen=True)
@@ -179,75 +172,8 @@ class Placement:
             return 0
         row = next(row for row in PURGATORY_SYMBOLS if row.name == name)
         at = place[0] - purgatory.addr
-        order = "big" if self.purgatory_big_endian else "little"
-        return int.from_bytes(bytes(purgatory.data[at : at + row.size]), order)
-
-
-def _page_up(value: int) -> int:
-    return -(-value // PAGE_BYTES) * PAGE_BYTES
-
-
-@dataclass
-class _Ram:
-    """The search for holes: memory that kexec may use, and what it has used."""
-
-    ranges: list[tuple[int, int]]
-    """Sorted, end exclusive."""
-    taken: list[Segment] = field(default_factory=list)
-
-    def holes(self) -> list[tuple[int, int]]:
-        free = []
-        used = sorted((s.addr, s.addr + s.mem_bytes) for s in self.taken)
-        for low, high in self.ranges:
-            for start, end in used:
-                if end <= low or start >= high:
-                    continue
-                if start > low:
-                    free.append((low, start))
-                low = max(low, end)
-            if low < high:
-                free.append((low, high))
-        return free
-
-    def locate(self, what: str, size: int, align: int = PAGE_BYTES, top: bool = False) -> int:
-        """First hole from the bottom, or the highest place from the top, as locate_hole."""
-        align = max(align, PAGE_BYTES)
-        best = None
-        for low, high in self.holes():
-            start = -(-low // align) * align
-            if high - start >= size:
-                if not top:
-                    return start
-                best = (high - size) // align * align
-        if best is None:
-            room = ", ".join(f"{low:#x}-{high:#x}" for low, high in self.ranges)
-            raise PlacementError(
-                f"no room for the {what}: {size:#x} bytes do not fit into {room}",
-                hint="Give more memory (--mem) or another place for the kernel (--base).",
-            )
-        return best
-
-    def add(
-        self,
-        name: str,
-        data: bytes | memoryview,
-        mem_bytes: int,
-        given: int | None,
-        *,
-        align: int = PAGE_BYTES,
-        top: bool = False,
-    ) -> Segment:
-        """Place a segment where it is given or where a hole is; its memory is whole pages."""
-        mem_bytes = _page_up(mem_bytes)
-        addr = self.locate(name, mem_bytes, align, top) if given is None else given
-        if addr % PAGE_BYTES:
-            raise PlacementError(
-                f"the {name} at {addr:#x} is not on a page of {PAGE_BYTES:#x} bytes",
-                hint="Give an address that is a multiple of 64 KiB.",
-            )
-        segment = Segment(name, addr, data, mem_bytes)
-        self.taken.append(segment)
-        return segment
+        raw = bytes(purgatory.data[at : at + row.size])
+        return int.from_bytes(raw, "big" if self.purgatory_big_endian else "little")
 
 
 def place(
@@ -292,9 +218,9 @@ class _Loader:
         if options.panic:
             top = min(top, self.base + CRASH_BYTES)
         self.crash_end = top
-        self.rtas = _rtas_range(self.tree)
-        ranges = _without([(self.base, top)], self.rtas) if top > self.base else []
-        self.ram = _Ram(ranges)
+        self.rtas = self.tree.firmware_range()
+        ranges = without([(self.base, top)], self.rtas) if top > self.base else []
+        self.ram = Ram(ranges)
 
     def load(self) -> Placement:
         ram, given, options = self.ram, self.given, self.options
@@ -328,12 +254,12 @@ class _Loader:
         linked = link_purgatory(self.purgatory.parsed, purgatory.addr, given.purgatory_buffer)
         table = _table(self.purgatory, linked)
         symbols = table.addresses()
-        patcher = _Patcher(self.purgatory, linked, symbols)
+        patcher = Patcher(self.purgatory, linked, symbols)
         run_at_load = self._patch(patcher, kernel, dt, stack, backup, linked)
         digest = self._patch_digest(patcher, purgatory.name)
         purgatory = self._replace(purgatory, bytes(linked.data))
         old = self._handover(stack)
-        _check_overlaps(self.ram.taken, options.mem_bytes)
+        check_overlaps(self.ram.taken, options.mem_bytes)
         return self._placement(
             kernel, purgatory, dt, stack, backup, old, linked, table, symbols, command_line,
             run_at_load, digest,
@@ -399,7 +325,8 @@ class _Loader:
         line = self.options.append
         chosen = self.tree.find("/chosen")
         if not line and chosen is not None:
-            line = chosen.text("bootargs")
+            words = chosen.text("bootargs").split(" ")
+            line = " ".join(word for word in words if not word.startswith("elfcorehdr=")).strip()
         if elfcorehdr is not None:
             line = f"{line} elfcorehdr={elfcorehdr.addr // 1024}K".lstrip()
         if len(line) >= COMMAND_LINE_BYTES:
@@ -431,7 +358,7 @@ class _Loader:
             reserved.append((BACKUP_BYTES, self.base - BACKUP_BYTES))
             reserved.append((backup.addr, BACKUP_BYTES))
             reserved.append((elfcorehdr.addr, len(elfcorehdr.data)))
-            _limit_memory(tree, self.crash_end)
+            tree.limit_memory(self.crash_end)
         if initrd is not None:
             end = initrd.addr + len(initrd.data)
             chosen.properties["linux,initrd-start"] = struct.pack(">Q", initrd.addr)
@@ -450,7 +377,7 @@ class _Loader:
     def _handover(self, stack: int) -> Segment:
         """The old kernel's code, in memory that was its own: below the new kernel, or anywhere."""
         taken = [*self.ram.taken, Segment("stack", stack - STACK_BYTES, b"", STACK_BYTES)]
-        old = _Ram(_without([(handover.DEFAULT_ADDR, self.options.mem_bytes)], self.rtas), taken)
+        old = Ram(without([(handover.DEFAULT_ADDR, self.options.mem_bytes)], self.rtas), taken)
         addr = old.locate("old kernel's hand-over", handover.HANDOVER_BYTES)
         code = handover_code(self.purgatory.big_endian)
         segment = Segment("handover", addr, code, handover.HANDOVER_BYTES)
@@ -459,7 +386,7 @@ class _Loader:
 
     def _patch(
         self,
-        patcher: _Patcher,
+        patcher: Patcher,
         kernel: Segment,
         dt: Segment,
         stack: int,
@@ -482,7 +409,7 @@ class _Loader:
             patcher.number("run_at_load", flag)
         return flag
 
-    def _patch_digest(self, patcher: _Patcher, purgatory: str) -> str:
+    def _patch_digest(self, patcher: Patcher, purgatory: str) -> str:
         """Regions and digest of all segments but the purgatory, memory sizes, by address."""
         loaded = sorted(
             (s for s in self.ram.taken if s.name != purgatory), key=lambda segment: segment.addr
@@ -490,7 +417,7 @@ class _Loader:
         if not self.options.checks:
             if not patcher.number("skip_checks", 1):
                 # a purgatory older than --no-checks: let it hash nothing
-                patcher.bytes("sha256_digest", hashlib.sha256(b"").digest())
+                patcher.store("sha256_digest", hashlib.sha256(b"").digest())
             return ""
         names = [name for name in ("sha256", "purgatory_sha256") if patcher.has(f"{name}_digest")]
         if not names:
@@ -500,85 +427,10 @@ class _Loader:
                 f"{len(loaded)} segments, but purgatory's digest has room for {SHA256_REGIONS}",
                 hint="Load without checks (--no-checks).",
             )
-        digest = segments_digest(loaded)
+        digest = self.given.digest or segments_digest(loaded)
         patcher.regions([(segment.addr, segment.mem_bytes) for segment in loaded])
-        patcher.bytes(f"{names[0]}_digest", digest)
+        patcher.store(f"{names[0]}_digest", digest)
         return digest.hex()
-
-
-def segments_digest(segments: list[Segment]) -> bytes:
-    """SHA-256 over the memory of segments, zeros where no data was loaded."""
-    engine = hashlib.sha256()
-    for segment in segments:
-        engine.update(segment.data)
-        rest = segment.mem_bytes - len(segment.data)
-        while rest:
-            piece = min(rest, len(_ZEROS))
-            engine.update(_ZEROS[:piece])
-            rest -= piece
-    return engine.digest()
-
-
-class _Patcher:
-    """Sets variables of the linked purgatory, by symbol, in its byte order."""
-
-    def __init__(
-        self, image: PurgatoryImage, linked: LinkedPurgatory, symbols: dict[str, tuple[int, int]]
-    ) -> None:
-        self.name = image.name
-        self.order = ">" if image.big_endian else "<"
-        self.linked = linked
-        self.symbols = symbols
-        missing = [row.name for row in PURGATORY_SYMBOLS if row.needed and not self.has(row.name)]
-        if missing:
-            raise MissingSymbol(
-                f"{image.name}: the purgatory has no symbol {', '.join(missing)}",
-                hint="Give the purgatory of kexec-tools or of a ppc64 vmlinux.",
-            )
-
-    def has(self, name: str) -> bool:
-        return name in self.symbols
-
-    def bytes(self, name: str, data: bytes) -> bool:
-        """Overwrite a variable; False if the purgatory does not have it."""
-        place = self.symbols.get(name)
-        if place is None:
-            return False
-        at = self._offset(name, place[0], place[1], len(data))
-        self.linked.data[at : at + len(data)] = data
-        return True
-
-    def _offset(self, name: str, addr: int, size: int, need: int) -> int:
-        at = addr - self.linked.addr
-        if size not in (0, need) or not 0 <= at <= len(self.linked.data) - need:
-            raise PlacementError(
-                f"{self.name}: symbol {name} at {addr:#x} ({size} bytes) cannot hold {need} bytes",
-                hint="The purgatory's variables must be initialised data of kexec's sizes.",
-            )
-        return at
-
-    def number(self, name: str, value: int) -> bool:
-        row = next(row for row in PURGATORY_SYMBOLS if row.name == name)
-        return self.bytes(name, struct.pack(self.order + ("Q" if row.size == 8 else "I"), value))
-
-    def read(self, name: str) -> int | None:
-        place = self.symbols.get(name)
-        if place is None:
-            return None
-        at = self._offset(name, place[0], place[1], 4)
-        return int(struct.unpack_from(self.order + "I", self.linked.data, at)[0])
-
-    def low_code(self, low: bytes) -> None:
-        """The kernel's first 0x100 bytes over purgatory_start's, but for the first word."""
-        addr, size = self.symbols["purgatory_start"]
-        at = self._offset("purgatory_start", addr, size, LOW_COPY_BYTES)
-        self.linked.data[at + 4 : at + LOW_COPY_BYTES] = low[4:LOW_COPY_BYTES]
-
-    def regions(self, rows: list[tuple[int, int]]) -> None:
-        table = b"".join(struct.pack(self.order + "QQ", *row) for row in rows)
-        table = table.ljust(SHA256_REGIONS * 16, b"\0")
-        if not self.bytes("sha256_regions", table):
-            self.bytes("purgatory_sha_regions", table)
 
 
 def _check_options(options: LoadOptions) -> None:
@@ -637,36 +489,6 @@ def _cpu_ids(tree: DeviceTree, options: LoadOptions) -> tuple[int, ...]:
     return ids[: options.cpus]
 
 
-def _rtas_range(tree: DeviceTree) -> tuple[int, int] | None:
-    """Where the firmware of a tree lies in RAM; kexec leaves it alone."""
-    node = tree.find("/rtas")
-    base = node.cells("linux,rtas-base") if node else ()
-    size = node.cells("rtas-size") if node else ()
-    return (base[0], base[0] + size[0]) if base and size and size[0] else None
-
-
-def _without(ranges: list[tuple[int, int]], hole: tuple[int, int] | None) -> list[tuple[int, int]]:
-    if hole is None:
-        return ranges
-    pieces = []
-    for low, high in ranges:
-        pieces += [(low, min(high, hole[0])), (max(low, hole[1]), high)]
-    return [(low, high) for low, high in pieces if low < high]
-
-
-def _limit_memory(tree: DeviceTree, end: int) -> None:
-    """linux,usable-memory: a crash kernel uses nothing above its own area."""
-    for node in tree.root.children:
-        if node.text("device_type") == "memory":
-            cells = node.cells("reg")
-            start = cells[0] << 32 | cells[1] if len(cells) >= 4 else 0
-            size = cells[2] << 32 | cells[3] if len(cells) >= 4 else 0
-            usable = max(0, min(start + size, end) - start)
-            node.properties["linux,usable-memory"] = struct.pack(
-                ">QQ", start if usable else 0, usable
-            )
-
-
 def _kernel_bytes(kernel: KernelImage) -> bytes | memoryview:
     """The image from its lowest byte; a view when there is one PT_LOAD, else joined."""
     if len(kernel.segments) == 1:
@@ -676,23 +498,6 @@ def _kernel_bytes(kernel: KernelImage) -> bytes | memoryview:
         at = segment.vaddr - kernel.link_vaddr
         image[at : at + len(segment.data)] = segment.data
     return bytes(image)
-
-
-def _check_overlaps(segments: list[Segment], mem_bytes: int) -> None:
-    end, last = LOW_COPY_BYTES, "first 0x100 bytes of memory"
-    for segment in sorted(segments, key=lambda segment: segment.addr):
-        if segment.addr < end:
-            raise PlacementError(
-                f"the {segment.name} at {segment.addr:#x} overlaps the {last}, which ends at"
-                f" {end:#x}",
-                hint="Give other addresses or another --base.",
-            )
-        end, last = segment.addr + segment.mem_bytes, segment.name
-    if end > mem_bytes:
-        raise PlacementError(
-            f"the {last} ends at {end:#x}, behind the memory of {mem_bytes:#x} bytes",
-            hint="Give more memory (--mem).",
-        )
 
 
 def _table(image: PurgatoryImage, linked: LinkedPurgatory) -> SymbolTable:
@@ -746,6 +551,8 @@ def _low_fields(kernel: KernelImage) -> tuple[tuple[LowField, int], ...]:
         addr = kernel.symbols.find(row.symbol) if row.symbol else None
         if addr is not None and addr - kernel.link_vaddr < LOW_COPY_BYTES:
             found.append((row, addr - kernel.link_vaddr))
-        elif (addr is None and row.name in ("entry", "__secondary_hold") and row.at is not None) or (not len(kernel.symbols) and row.name == "__run_at_load" and row.at is not None):
-            found.append((row, row.at))
+        elif addr is None and row.at is not None:
+            stripped = not len(kernel.symbols) and row.name == "__run_at_load"
+            if stripped or row.name in ("entry", "__secondary_hold"):
+                found.append((row, row.at))
     return tuple(sorted(found, key=lambda item: item[1]))

@@ -96,7 +96,8 @@ RELOCATIONS: Final = (
                "#highest(S + A)", 0, _KEXEC),
     Relocation(44, "R_PPC64_REL64", 8, _MASK64, lambda o: o.value,
                "S + A (kexec-tools does not subtract P)", 0, _KEXEC),
-    Relocation(47, "R_PPC64_TOC16", 2, 0xFFFF, lambda o: o.value - o.toc, "S + A - TOC", 16, _KEXEC),
+    Relocation(47, "R_PPC64_TOC16", 2, 0xFFFF, lambda o: o.value - o.toc,
+               "S + A - TOC", 16, _KEXEC),
     Relocation(48, "R_PPC64_TOC16_LO", 2, 0xFFFF, lambda o: o.value - o.toc,
                "#lo(S + A - TOC)", 0, _KEXEC),
     Relocation(49, "R_PPC64_TOC16_HI", 2, 0xFFFF, lambda o: (o.value - o.toc) >> 16,
@@ -328,15 +329,14 @@ class _Linker:
         if shndx >= SHN_LORESERVE or shndx not in self.section_addr:
             raise self._fail(f"symbol {index} is in section {shndx}, which is not loaded")
         if self.opd is not None and shndx == self.opd.index and row.number == 10:
-            return self._descriptor(value), 0
+            return self._descriptor(self.opd, value), 0
         return (self.section_addr[shndx] + value) & _MASK64, local
 
-    def _descriptor(self, offset: int) -> int:
+    def _descriptor(self, opd: Section, offset: int) -> int:
         """The code address in an ELFv1 function descriptor, as a linker resolves a call."""
-        assert self.opd is not None
-        if offset + 8 > self.opd.size:
+        if offset + 8 > opd.size:
             raise self._fail(f"a call to .opd+{offset:#x}, which lies outside .opd")
-        at = self.layout.offsets[self.opd.index] + offset
+        at = self.layout.offsets[opd.index] + offset
         return int(struct.unpack_from(self.elf.order + "Q", self.data, at)[0])
 
     def _store(self, row: Relocation, at: int, operands: Operands, where: str) -> None:

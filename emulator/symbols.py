@@ -121,8 +121,8 @@ class SymbolTable:
         if self._linked_opd is not None:
             addr, data = self._linked_opd
             return addr, np.frombuffer(data[: len(data) // 8 * 8], dtype).astype(np.uint64)
-        data = self._elf.section_bytes(section)
-        words = np.frombuffer(data[: len(data) // 8 * 8], dtype).astype(np.uint64)
+        view = self._elf.section_bytes(section)
+        words = np.frombuffer(view[: len(view) // 8 * 8], dtype).astype(np.uint64)
         self._apply_relative(section.addr, words)
         return section.addr, words
 
