@@ -32,7 +32,6 @@
     .globl purgatory_start, run_at_load
 purgatory_start:                # boot CPU; r3 = its physical id, r4 = this address, r5 = 0
     b master
-    .size purgatory_start, . - purgatory_start
     .org purgatory_start + 0x5c
 run_at_load:                    # the new kernel's flag, as the loader has decided it
     .long 0
@@ -41,9 +40,9 @@ run_at_load:                    # the new kernel's flag, as the loader has decid
 slave:
     b slave
     .org purgatory_start + 0x100
+    .size purgatory_start, 0x100
 
-    .globl master
-master:
+master:                         # local, so that the branch above needs no relocation
     isync
     mr 17, 3
     address_of 6, my_toc
@@ -173,7 +172,7 @@ func verify_sha256_digest
 3:  cmpdi 21, 0
     beq 4f
     lbz 5, 0(22)
-    call sha256_byte
+    call sha256_update
     addi 22, 22, 1
     addi 21, 21, -1
     b 3b
@@ -182,17 +181,17 @@ func verify_sha256_digest
     cmpdi 25, 0
     bne 2b
     li 5, 0x80                  # the end: 0x80, zeros, the length in bits, big end first
-    call sha256_byte
+    call sha256_update
 5:  cmpdi 23, 56
     beq 6f
     li 5, 0
-    call sha256_byte
+    call sha256_update
     b 5b
 6:  sldi 26, 26, 3
     li 25, 8
 7:  rotldi 26, 26, 8
     clrldi 5, 26, 56
-    call sha256_byte
+    call sha256_update
     addi 25, 25, -1
     cmpdi 25, 0
     bne 7b
@@ -212,8 +211,8 @@ func verify_sha256_digest
     blr
 endfunc verify_sha256_digest
 
-# sha256_byte: one byte, r5, into the block at r27 with r23 bytes; a full block is digested.
-func sha256_byte
+# sha256_update: one byte, r5, into the block at r27 with r23 bytes; a full block is digested.
+func sha256_update
     stbx 5, 27, 23
     addi 23, 23, 1
     cmpdi 23, 64
@@ -224,7 +223,7 @@ func sha256_byte
     .else
     b sha256_process
     .endif
-endfunc sha256_byte
+endfunc sha256_update
 
 # sha256_process: the block at r27 into sha256_state (FIPS 180-4, 6.2.2).
 # Changes r0, r3-r12, CTR; keeps r14-r21 on the stack. Upper halves of registers are not kept
