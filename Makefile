@@ -25,7 +25,9 @@ setup: $(STAMP) ## create .venv and install what requirements.lock names
 $(STAMP): requirements.lock pyproject.toml
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	    || { echo 'bootflow needs Python 3.11 or later; name one: make PYTHON=/path/to/python3' >&2; exit 1; }
-	test -x $(BIN)/python || "$(PYTHON)" -m venv $(VENV)
+	@"$(PYTHON)" -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get -qq install -y python3-venv; } \
+	    || { echo 'this Python cannot make environments; on Debian: apt install python3-venv' >&2; exit 1; }
+	test -x $(BIN)/pip || "$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
@@ -68,9 +70,9 @@ tools:
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    echo "installing:$$missing"; \
 	    export DEBIAN_FRONTEND=noninteractive; \
-	    apt-get -qq install -y --no-install-recommends $$missing >/dev/null 2>&1 \
-	        || { apt-get -qq update; apt-get -qq install -y --no-install-recommends $$missing >/dev/null; } \
-	        || echo "could not install:$$missing" >&2; \
+	    install="apt-get -qq install -y --no-install-recommends"; \
+	    $$install $$missing >/dev/null 2>&1 || { apt-get -qq update; for package in $$missing; do \
+	        $$install $$package >/dev/null || echo "could not install $$package" >&2; done; }; \
 	else \
 	    echo "missing, their tests will be skipped:$$missing" >&2; \
 	fi
