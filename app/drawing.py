@@ -1,0 +1,564 @@
+"""Timeline geometry: ticks to x, CPUs to lanes, labels that do not collide; shapes, no markup.
+
+A hand-off has stages of 20 instructions and of 1.5 thousand million, so the axis is not linear:
+each segment (the boot CPU in one stage) gets a width that grows with the logarithm of its ticks,
+and is linear inside. x(tick) is monotone and continuous, tick(x) is its inverse. At most
+(x1 - x0) / 11 segments are drawn, whatever the window: the number of shapes is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+MAX_SHAPES = 2000
+MIN_SEGMENT_PX = 11.0
+FOLD_WEIGHT = 16.0
+MINI_WEIGHT = 7.0
+CHAR_PX = 6.7
+MARK_PX = 4.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """One CPU in one stage, for the ticks lo <= t < hi."""
+
+    lo: int
+    hi: int
+    letter: str
+    name: str
+    label: str = ""
+    fold: bool = False
+    merged: bool = False
+
+    @property
+    def ticks(self) -> int:
+        """How many ticks it lasts, over all CPUs."""
+        return self.hi - self.lo
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Something at one tick (or from tick to end_tick) in the lane of low memory, flag or console.
+
+    offset and end_offset are the bytes of low memory; number is the step in the flag's history.
+    """
+
+    tick: int
+    text: str
+    letter: str = ""
+    number: int = 0
+    write: bool = False
+    value: str = ""
+    is_set: bool = False
+    end_tick: int = 0
+    offset: int = 0
+    end_offset: int = 0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a timeline shows, without any geometry."""
+
+    lanes: tuple[tuple[int, tuple[Span, ...]], ...]
+    boot_cpu: int
+    low: tuple[Mark, ...]
+    flag: tuple[Mark, ...]
+    flag_start: str
+    console: tuple[Mark, ...]
+    last_tick: int
+    running: bool = False
+    flag_name: str = "flag"
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One SVG element: kind is rect, text, path or circle; css is a class list."""
+
+    kind: str
+    css: str
+    x: float = 0.0
+    y: float = 0.0
+    w: float = 0.0
+    h: float = 0.0
+    text: str = ""
+    href: str = ""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A finished drawing: what the SVG template writes down."""
+
+    width: int
+    height: int
+    css: str
+    title: str
+    description: str
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The monotone map between ticks and x; edges has one x more than there are segments."""
+
+    segments: tuple[Span, ...]
+    edges: tuple[float, ...]
+
+    def x(self, tick: float) -> float:
+        """Return the x of a tick; outside of the window, its nearest end."""
+        at = bisect_right([s.lo for s in self.segments], tick) - 1
+        at = min(max(at, 0), len(self.segments) - 1)
+        span, left, right = self.segments[at], self.edges[at], self.edges[at + 1]
+        share = (tick - span.lo) / max(span.ticks, 1)
+        return left + (right - left) * min(max(share, 0.0), 1.0)
+
+    def tick(self, x: float) -> int:
+        """Return the tick at x, the inverse of x()."""
+        at = min(max(bisect_right(self.edges, x) - 1, 0), len(self.segments) - 1)
+        span, left, right = self.segments[at], self.edges[at], self.edges[at + 1]
+        share = (x - left) / (right - left) if right > left else 0.0
+        return span.lo + round(span.ticks * min(max(share, 0.0), 1.0))
+
+
+def clip(spans: Sequence[Span], lo: int, hi: int) -> list[Span]:
+    """Cut the spans to the window; those without a tick in it are dropped."""
+    cut = (replace(s, lo=max(s.lo, lo), hi=min(s.hi, hi)) for s in spans)
+    return [s for s in cut if s.ticks > 0]
+
+
+def weight(span: Span, cap: float) -> float:
+    """Return how wide a segment wants to be, in no unit."""
+    value = 4 + math.log2(1 + span.ticks)
+    return min(value, cap) if span.fold or cap < FOLD_WEIGHT else value
+
+
+def axis(
+    spans: Sequence[Span], lo: int, hi: int, x0: float, x1: float, *, cap: float = FOLD_WEIGHT
+) -> Axis:
+    """Lay the segments of the window [lo, hi) out between x0 and x1.
+
+    Args:
+        spans: the boot CPU's, in order, without gaps.
+        lo: first tick of the window.
+        hi: first tick behind it.
+        x0: left edge of the plot.
+        x1: right edge of the plot.
+        cap: largest weight of a fold; below 16 it caps every segment (small pictures).
+    """
+    segments = clip(spans, lo, hi) or [Span(lo, max(hi, lo + 1), "", "")]
+    weights = [weight(s, cap) for s in segments]
+    while len(segments) > 1 and (x1 - x0) * min(weights) / sum(weights) < MIN_SEGMENT_PX:
+        at = min(range(len(segments) - 1), key=lambda i: segments[i].ticks + segments[i + 1].ticks)
+        segments[at : at + 2] = [_merge(segments[at], segments[at + 1])]
+        weights[at : at + 2] = [weight(segments[at], cap)]
+    edges, total = [x0], sum(weights)
+    for value in weights:
+        edges.append(edges[-1] + (x1 - x0) * value / total)
+    edges[-1] = x1
+    return Axis(tuple(segments), tuple(edges))
+
+
+def _merge(left: Span, right: Span) -> Span:
+    longer = left if left.ticks >= right.ticks else right
+    return replace(longer, lo=left.lo, hi=right.hi, merged=True)
+
+
+def lane_spans(
+    spans: Sequence[Span], ax: Axis, lo: int, hi: int, limit: int
+) -> list[tuple[Span, float, float]]:
+    """Return (span, left, right) of one lane, the narrow ones merged until at most limit remain."""
+    placed = [(s, ax.x(s.lo), ax.x(s.hi)) for s in clip(spans, lo, hi)]
+    minimum = 1.0
+    while len(placed) > limit or (minimum == 1.0 and placed):
+        kept: list[tuple[Span, float, float]] = []
+        for span, left, right in placed:
+            if kept and right - left < minimum:
+                before, before_left, _ = kept.pop()
+                kept.append((_merge(before, span), before_left, right))
+            else:
+                kept.append((span, left, right))
+        placed, minimum = kept, minimum * 2
+    return placed
+
+
+def thin(marks: Sequence[Mark], ax: Axis, lo: int, hi: int) -> list[tuple[Mark, float, int]]:
+    """Return (mark, x, count) of a window; marks of one kind within 4 px become one."""
+    out: list[tuple[Mark, float, int]] = []
+    for mark in marks:
+        if not lo <= mark.tick <= hi:
+            continue
+        x = round(ax.x(mark.tick), 1)
+        if out and x - out[-1][1] < MARK_PX and mark.write == out[-1][0].write:
+            out[-1] = (out[-1][0], out[-1][1], out[-1][2] + 1)
+        else:
+            out.append((mark, x, 1))
+    return out
+
+
+def short(ticks: int) -> str:
+    """Return a number of ticks in few characters: 236, 14,360, 357 k, 21.80 M, 1.51 G."""
+    if ticks < 100_000:
+        return f"{ticks:,}"
+    for size, unit in ((10**9, "G"), (10**6, "M")):
+        if ticks >= size:
+            return f"{ticks / size:.2f} {unit}"
+    return f"{ticks // 1000} k"
+
+
+@dataclass
+class _Canvas:
+    """Collects shapes; knows the plot's edges and which label ends where."""
+
+    x0: float
+    x1: float
+    narrow: bool
+    shapes: list[Shape] = field(default_factory=list)
+
+    def rect(
+        self, x: float, y: float, w: float, h: float, css: str, text: str = "", href: str = ""
+    ) -> None:
+        self.shapes.append(
+            Shape("rect", css, round(x, 1), round(y, 1), round(max(w, 0.6), 1), h, text, href)
+        )
+
+    def text(self, x: float, y: float, css: str, text: str) -> None:
+        self.shapes.append(Shape("text", css, round(x, 1), round(y, 1), text=text))
+
+    def path(self, d: str, css: str, text: str = "") -> None:
+        self.shapes.append(Shape("path", css, text=text or d, href=d if text else ""))
+
+    def line(self, xa: float, ya: float, xb: float, yb: float, css: str) -> None:
+        self.path(f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}", css)
+
+    def disc(self, x: float, y: float, r: float, css: str, text: str = "") -> None:
+        self.shapes.append(Shape("circle", css, round(x, 1), round(y, 1), r, text=text))
+
+    def name(self, y: float, text: str, css: str = "e") -> None:
+        """Write a lane's name left of the plot."""
+        self.text(self.x0 - (5 if self.narrow else 10), y, css, text)
+
+
+def timeline(
+    scene: Scene,
+    *,
+    width: int,
+    cursor: int | None = None,
+    window: tuple[int, int] | None = None,
+    cells: Sequence[tuple[int, int, str]] = (),
+    unfold: bool = False,
+) -> Drawing:
+    """Draw a run, or a window of it.
+
+    Args:
+        scene: what to show.
+        width: 1400 for screens, 362 for telephones.
+        cursor: the tick a moment page is about.
+        window: ticks [lo, hi) to show; the whole run if not given.
+        cells: (tick, cpu, stage letter) of single instructions round the cursor, for the lens.
+        unfold: give long loops the room of their logarithm.
+    """
+    narrow = width < 600
+    canvas = _Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
+    lo, hi = window or (0, max(scene.last_tick, 1))
+    boot = dict(scene.lanes).get(scene.boot_cpu, ())
+    ax = axis(boot, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
+    y = _scale_bar(canvas, boot, scene, lo, hi)
+    y = _ruler(canvas, ax, y)
+    top = y
+    y = _lanes(canvas, scene, ax, lo, hi, y)
+    y = _low_lane(canvas, scene, ax, lo, hi, y)
+    y, flag_y = _flag_lane(canvas, scene, ax, lo, hi, y)
+    y = _console_lane(canvas, scene, ax, lo, hi, y)
+    _tears(canvas, ax, top - 4, y)
+    if scene.running:
+        canvas.line(canvas.x1, top, canvas.x1, y, "run")
+        canvas.text(canvas.x1 - 4, y - 2, "e s ha", "running")
+    if cursor is not None and lo <= cursor <= hi:
+        y = _cursor(canvas, ax, cursor, top - 4, y, flag_y)
+        if cells:
+            y = _lens(canvas, scene, ax, cursor, cells, y)
+    what = "a part of the run" if window else "the run"
+    title = f"timeline of {what}" + (f", cursor at tick {cursor:,}" if cursor is not None else "")
+    return Drawing(
+        width,
+        math.ceil(y + 4),
+        "tl narrow" if narrow else "tl wide",
+        title,
+        describe(scene),
+        tuple(canvas.shapes[:MAX_SHAPES]),
+    )
+
+
+def describe(scene: Scene) -> str:
+    """Say in words what a timeline of the whole run shows."""
+    parts = []
+    for cpu, spans in scene.lanes:
+        names = [s.name for i, s in enumerate(spans) if i == 0 or s.name != spans[i - 1].name]
+        if len(names) > 14:
+            names = [*names[:13], "and more"]
+        parts.append(f"cpu {cpu}: {', '.join(names) or 'not started'}")
+    return "; ".join(parts) + ". The same as a table: events below, or .txt"
+
+
+def mini(scene: Scene, width: int = 330) -> Drawing:
+    """Draw a run for a row of the gallery: boot CPU, the secondaries as one band, the flag."""
+    canvas = _Canvas(0.0, float(width), narrow=True)
+    hi = max(scene.last_tick, 1)
+    boot = dict(scene.lanes).get(scene.boot_cpu, ())
+    ax = axis(boot, 0, hi, 0.0, float(width), cap=MINI_WEIGHT)
+    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+        canvas.rect(left, 0, right - left, 15, f"seg s{span.letter}", span.name)
+        canvas.text((left + right) / 2, 11, "c b s", span.letter)
+    others = [spans for cpu, spans in scene.lanes if cpu != scene.boot_cpu]
+    held = [s for spans in others for s in spans if s.letter == "H"]
+    if held:
+        left, right = ax.x(min(s.lo for s in held)), ax.x(max(s.hi for s in held))
+        canvas.rect(left, 17, right - left, 5, "sH", "secondaries in their hold loop")
+        canvas.rect(left, 17, right - left, 5, "hl")
+    if scene.flag or scene.flag_start:
+        _flag_band(canvas, scene, ax, 0, hi, 25, 7)
+        for mark, x, _ in thin(scene.flag, ax, 0, hi):
+            canvas.disc(min(max(x, 4), width - 4), 28.5, 4, "dot" if mark.write else "ring")
+    _tears(canvas, ax, -1, 33)
+    words = "stages of the boot CPU, hold loop of the secondaries, flag"
+    return Drawing(width, 34, "tl mini", words, describe(scene), tuple(canvas.shapes[:200]))
+
+
+def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi: int) -> float:
+    """Draw the run in true scale, which says what the folds hide; mark the window in it."""
+    if canvas.narrow:
+        return 2.0
+    canvas.name(10, "true scale", "e m")
+    total, wide = max(scene.last_tick, 1), canvas.x1 - canvas.x0
+    bars: list[Span] = []
+    for span in boot:
+        if bars and (span.ticks / total * wide < 0.6 or bars[-1].letter == span.letter):
+            bars[-1] = _merge(bars[-1], span)
+        else:
+            bars.append(span)
+    for span in bars:
+        x = canvas.x0 + span.lo / total * wide
+        canvas.rect(x, 2, span.ticks / total * wide, 10, f"s{span.letter}", span.name)
+    if bars:
+        most = max(bars, key=lambda s: s.ticks)
+        middle = canvas.x0 + (most.lo + most.hi) / 2 / total * wide
+        words = f"{most.letter} {most.name}: {most.ticks / total:.1%} of {total:,} ticks"
+        half = len(words) * 6.1 / 2
+        middle = min(max(middle, canvas.x0 + half), canvas.x1 - half)
+        canvas.text(middle, 10.3, "c s", words)
+    if (lo, hi) != (0, total):
+        left, right = canvas.x0 + lo / total * wide, canvas.x0 + hi / total * wide
+        canvas.rect(left - 1, 0.5, right - left + 2, 13, "win", "the part shown below")
+    return 18.0
+
+
+def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
+    if canvas.narrow:
+        return y + 13
+    canvas.name(y + 12, "stage")
+    canvas.name(y + 24, "ticks in it", "e m")
+    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+        room, middle = right - left, (left + right) / 2
+        name = span.label or span.name
+        if span.merged:
+            name += " +"
+        if len(name) * CHAR_PX < room:
+            canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
+        for words in (f"{span.ticks:,}", short(span.ticks)):
+            if len(words) * 6.1 < room - 2:
+                canvas.text(middle, y + 24, "c m s", words)
+                break
+    return y + 30
+
+
+def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
+    """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it."""
+    lanes = sorted(scene.lanes, key=lambda lane: lane[0] != scene.boot_cpu)
+    limit = max(8, 500 // max(len(lanes), 1))
+    for cpu, spans in lanes:
+        boot = cpu == scene.boot_cpu
+        tall = 24.0 if boot else 13.0
+        canvas.name(
+            y + tall / 2 + 4, f"{cpu}" if canvas.narrow else f"cpu {cpu}", f"e{' b' * boot}"
+        )
+        if boot:
+            placed = list(zip(ax.segments, ax.edges, ax.edges[1:], strict=False))
+        else:
+            canvas.line(canvas.x0, y + tall / 2, canvas.x1, y + tall / 2, "hl")
+            placed = lane_spans(spans, ax, lo, hi, limit)
+        for span, left, right in placed:
+            if not span.letter:
+                continue
+            _block(canvas, scene, span, left, right, y, tall)
+        y += tall + 3
+    return y + 2
+
+
+def _block(
+    canvas: _Canvas, scene: Scene, span: Span, left: float, right: float, y: float, tall: float
+) -> None:
+    words = f"{span.letter} {span.name}: ticks {span.lo:,} - {span.hi:,}, {span.ticks:,}"
+    href = f"{scene.href}{span.lo}/" if scene.href else ""
+    canvas.rect(left, y, right - left, tall, f"seg s{span.letter}", words, href)
+    if span.letter == "H":
+        canvas.rect(left, y, right - left, tall, "hl")
+        if right - left > 9:
+            canvas.text(min(left + 34, (left + right) / 2), y + tall / 2 + 4, "c b ha", "H")
+    elif right - left > 8:
+        canvas.text((left + right) / 2, y + tall / 2 + 4, "c b", span.letter)
+
+
+def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
+    """Draw writes to 0x0-0xff: y is the offset, so that a copy is a diagonal."""
+    tall = 34.0
+    if canvas.narrow:
+        canvas.name(y + 14, "lo")
+    else:
+        canvas.name(y + 14, "writes to")
+        canvas.name(y + 26, "0x0 - 0xff")
+    canvas.line(canvas.x0, y, canvas.x1, y, "hl")
+    canvas.line(canvas.x0, y + tall, canvas.x1, y + tall, "hl")
+    label_end = canvas.x0
+    bursts = [m for m in scene.low if m.end_tick >= lo and m.tick <= hi]
+    for mark in bursts[: 150 if not canvas.narrow else 60]:
+        xa, xb = ax.x(mark.tick), ax.x(mark.end_tick or mark.tick)
+        ya, yb = y + mark.offset / 256 * tall, y + mark.end_offset / 256 * tall
+        words = f"tick {mark.tick:,}: {mark.letter} {mark.text}"
+        if mark.end_offset - mark.offset > 16:
+            d = f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}h4L{xa + 4:.1f} {ya:.1f}Z"
+            canvas.path(d, f"s{mark.letter} edge", words)
+        else:
+            canvas.rect(xa, min(ya, y + tall - 5), max(4.0, xb - xa), 5, "ink", words)
+        label = f"{mark.letter} {mark.text}"
+        end = xb + 8 + len(label) * 6.1
+        if not canvas.narrow and xb + 8 > label_end and end < canvas.x1:
+            canvas.text(xb + 8, min(max(ya + 9, y + 10), y + tall - 3), "s ha", label)
+            label_end = end
+    return y + tall + 8
+
+
+def _flag_band(
+    canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float, tall: float
+) -> None:
+    """Draw the flag's value over time: outlined while it is not 1, solid once it is."""
+    writes = [m for m in scene.flag if m.write]
+    before = [m for m in writes if m.tick <= lo]
+    value = (before[-1].is_set, before[-1].value) if before else (False, scene.flag_start)
+    edges = [(lo, *value)]
+    edges += [(m.tick, m.is_set, m.value) for m in writes if lo < m.tick <= hi]
+    for index, (tick, is_set, words) in enumerate(edges[:100]):
+        end = edges[index + 1][0] if index + 1 < len(edges) else hi
+        left, right = ax.x(tick), ax.x(end)
+        if right <= left:
+            continue
+        if is_set:
+            canvas.rect(left, y, right - left, tall, "fb", f"value {words} from tick {tick:,}")
+        else:
+            canvas.rect(left + 0.8, y + 0.8, right - left - 1.6, tall - 1.6, "fo", f"value {words}")
+        if tall > 10 and len(words) * CHAR_PX + 22 < right - left:
+            side = left + (14 if index else 6)
+            canvas.text(side, y + tall - 2.5, "of" if is_set else "f", words)
+
+
+def _flag_lane(
+    canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float
+) -> tuple[float, float]:
+    canvas.name(y + 6, "flag", "e f b")
+    if not canvas.narrow:
+        canvas.name(y + 16, scene.flag_name, "e m s")
+    _flag_band(canvas, scene, ax, lo, hi, y, 12)
+    for mark, x, count in thin(scene.flag, ax, lo, hi):
+        shift = -9 if mark.write else 0
+        words = f"tick {mark.tick:,}: {mark.text}" + (f" and {count - 1} more" if count > 1 else "")
+        x = min(max(x + shift, canvas.x0 + 7), canvas.x1 - 7)
+        canvas.disc(x, y + 6, 7, "dot" if mark.write else "ring", words)
+        if mark.number:
+            css = "c of" if mark.write else "c f b"
+            canvas.text(x, y + 9.7, css, str(mark.number))
+    return y + 24, y + 6
+
+
+def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
+    canvas.name(y + 9, "con" if canvas.narrow else "console")
+    canvas.line(canvas.x0, y + 13, canvas.x1, y + 13, "hl")
+    label_end = canvas.x0
+    for mark, x, _ in thin(scene.console, ax, lo, hi)[:120]:
+        canvas.line(x, y + 1, x, y + 13, "ax")
+        room = int((canvas.x1 - x - 6) / 6.1)
+        words = mark.text[:40]
+        if room < len(words):
+            words = words[: max(room - 2, 0)] + ".." if room > 8 else ""
+        if words and x + 3 > label_end:
+            canvas.text(x + 3, y + 9, "s ha", words)
+            label_end = x + 9 + len(words) * 6.1
+    return y + 17
+
+
+def _tears(canvas: _Canvas, ax: Axis, top: float, bottom: float) -> None:
+    """Draw a zigzag over all lanes at both edges of every fold."""
+    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+        if not span.fold:
+            continue
+        for x in (left, right):
+            points, y, side = [f"M{x:.1f} {top:.1f}"], top + 4, 2.5
+            while y < bottom:
+                points.append(f"L{x + side:.1f} {y:.1f}")
+                y, side = y + 4, -side
+            canvas.path("".join(points), "ax")
+
+
+def _cursor(canvas: _Canvas, ax: Axis, cursor: int, top: float, y: float, flag_y: float) -> float:
+    x = ax.x(cursor)
+    canvas.line(x, top, x, y, "cur")
+    words = f"tick {cursor:,}"
+    half = len(words) * CHAR_PX / 2 + 5
+    middle = min(max(x, canvas.x0 + half), canvas.x1 - half)
+    canvas.rect(middle - half, y, 2 * half, 16, "ink")
+    canvas.text(middle, y + 11.8, "c b inv", words)
+    return y + 16
+
+
+def _lens(
+    canvas: _Canvas,
+    scene: Scene,
+    ax: Axis,
+    cursor: int,
+    cells: Sequence[tuple[int, int, str]],
+    y: float,
+) -> float:
+    """Draw single instructions round the cursor, each on the lane of the CPU that retired it."""
+    if canvas.narrow:
+        cells = [c for c in cells if cursor - 4 < c[0] <= cursor + 4]
+    first, last = cells[0][0], cells[-1][0]
+    step = (canvas.x1 - canvas.x0) / max(last - first + 1, 1)
+    d = f"M{ax.x(cursor):.1f} {y:.1f}L{canvas.x0:.1f} {y + 14:.1f}H{canvas.x1:.1f}Z"
+    canvas.path(d, "fan")
+    y += 14
+    canvas.rect(canvas.x0, y, canvas.x1 - canvas.x0, 15, "fan")
+    edge = canvas.x0 + (cursor - first + 1) * step
+    if not canvas.narrow:
+        canvas.name(y + 11, "instructions", "e m")
+    canvas.text(edge - 6, y + 11, "e s", "retired")
+    canvas.text(edge + 6, y + 11, "s", "to come")
+    for tick, _, _ in cells:
+        far = tick - cursor
+        if far and far % 4 == 0 and abs(far) > 4:
+            canvas.text(canvas.x0 + (tick - first + 0.5) * step, y + 11, "c m s", f"{far:+}")
+    y += 17
+    top = y
+    for cpu in sorted({c[1] for c in cells}):
+        canvas.name(y + 15, f"{cpu}" if canvas.narrow else f"cpu {cpu}", "e b")
+        canvas.line(canvas.x0, y + 11, canvas.x1, y + 11, "hl")
+        for tick, _, letter in (c for c in cells if c[1] == cpu):
+            x = canvas.x0 + (tick - first) * step
+            href = f"{scene.href}{tick}/" if scene.href else ""
+            css = f"seg s{letter}" + (" now" if tick == cursor else "")
+            words = f"tick {tick:,}: cpu {cpu}, {letter}"
+            canvas.rect(x, y, step, 22, css, words, href)
+            canvas.text(x + step / 2, y + 15, "c s b" if tick == cursor else "c s", letter)
+        y += 25
+    canvas.line(edge, top - 17, edge, y, "cur")
+    return y

@@ -1,0 +1,239 @@
+"""The index of runs: one row a run, so that the gallery and the queue never open a trace file.
+
+It is not the trace: whatever is in a trace file is read from there. SQLite by default, any
+database that SQLAlchemy knows by URL. Every column is described by its comment.
+"""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import hashlib
+import hmac
+import json
+import re
+import secrets
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Engine, String, Text, create_engine, event, select
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from emulator.errors import BootflowError
+
+RUN_ID = re.compile(r"[a-z2-7]{26}\Z")
+UNFINISHED = ("queued", "running")
+INDEX_NAME = "index.sqlite"
+
+
+class NoSuchRun(BootflowError):
+    """No run has this id, or its owner deleted it."""
+
+    slug = "no-such-run"
+
+
+class WrongToken(BootflowError):
+    """The delete token does not belong to this run."""
+
+    slug = "wrong-token"
+
+
+class Base(DeclarativeBase):
+    """Root of the tables of the index."""
+
+
+class Run(Base):
+    """One run: who asked for what, and where it stands."""
+
+    __tablename__ = "run"
+
+    id: Mapped[str] = mapped_column(
+        String(26), primary_key=True, comment="128 random bits, base32: unguessable, in the URL"
+    )
+    title: Mapped[str] = mapped_column(String(200), comment="one line by the owner, may be empty")
+    created_utc: Mapped[str] = mapped_column(
+        String(20), index=True, comment="when it was asked for, ISO 8601, UTC, ends in Z"
+    )
+    status: Mapped[str] = mapped_column(
+        String(12), comment="queued | running | finished | killed | cancelled | failed | deleted"
+    )
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON, comment="what was asked: RunSpec as JSON")
+    files: Mapped[dict[str, Any]] = mapped_column(
+        JSON, comment='what was uploaded: {role: {"name", "sha256", "size_bytes"}}'
+    )
+    delete_token_sha256: Mapped[str] = mapped_column(
+        String(64), comment="hash of the token that deletes the run; the token is not kept"
+    )
+    trace_file: Mapped[str] = mapped_column(String(80), comment="name of the file below traces/")
+    listed: Mapped[bool] = mapped_column(Boolean, comment="in the gallery: its owner wishes so")
+    word: Mapped[str] = mapped_column(
+        String(12), default="", comment="verdict word: STAYS MOVES STOPS SPINS, empty until ended"
+    )
+    asked: Mapped[str] = mapped_column(String(8), default="", comment="stay | move, as asked")
+    verdict: Mapped[str] = mapped_column(
+        Text, default="", comment="the verdict sentence, or the error that ended the run"
+    )
+    ticks: Mapped[int] = mapped_column(default=0, comment="last tick of the ended run")
+
+    @property
+    def ended(self) -> bool:
+        """Nothing about this run will change any more."""
+        return self.status not in UNFINISHED
+
+
+def new_id() -> str:
+    """Return 128 random bits as 26 letters and digits."""
+    return base64.b32encode(secrets.token_bytes(16)).decode().rstrip("=").lower()
+
+
+def utc_now() -> str:
+    """Return the time as the index stores it."""
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def trace_path(data_dir: Path, run_id: str) -> Path:
+    """Return where the trace file of a run lies."""
+    return Path(data_dir) / "traces" / f"{run_id}.bootflow"
+
+
+def upload_path(data_dir: Path, run_id: str, role: str) -> Path:
+    """Return where an uploaded file lies until it is in the trace: role is kernel, purgatory ..."""
+    return Path(data_dir) / "uploads" / run_id / role
+
+
+class Index:
+    """Reads and writes the rows; safe to make in every process."""
+
+    def __init__(self, data_dir: Path, url: str = "") -> None:
+        self.data_dir = Path(data_dir)
+        self.data_dir.mkdir(parents=True, exist_ok=True)
+        self._engine = create_engine(url or f"sqlite:///{self.data_dir / INDEX_NAME}")
+        if self._engine.dialect.name == "sqlite":
+            _wait_for_writers(self._engine)
+        Base.metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def _session(self) -> Session:
+        return Session(self._engine, expire_on_commit=False)
+
+    def add(
+        self,
+        *,
+        spec: dict[str, Any],
+        files: dict[str, Any],
+        title: str = "",
+        listed: bool = False,
+        run_id: str = "",
+    ) -> tuple[Run, str]:
+        """Add a queued run; return it and its delete token, which is shown once and not kept."""
+        token = secrets.token_urlsafe(18)
+        run_id = run_id or new_id()
+        run = Run(
+            id=run_id,
+            title=title[:200],
+            created_utc=utc_now(),
+            status="queued",
+            spec=spec,
+            files=files,
+            delete_token_sha256=_token_hash(token),
+            trace_file=f"{run_id}.bootflow",
+            listed=listed,
+            asked="stay" if spec.get("mode") == "load-panic" else "move",
+        )
+        with self._session() as session:
+            session.add(run)
+            session.commit()
+        return run, token
+
+    def get(self, run_id: str) -> Run:
+        """Return the row of a run.
+
+        Raises:
+            NoSuchRun: there is none of this id.
+        """
+        with self._session() as session:
+            run = session.get(Run, run_id) if RUN_ID.match(run_id) else None
+        if run is None:
+            raise NoSuchRun(f"no run {run_id[:32]!r}", hint="Check the link; it is 26 characters.")
+        return run
+
+    def recent(
+        self, *, limit: int = 50, words: str = "", ids: list[str] | None = None
+    ) -> list[Run]:
+        """Return runs, newest first: the listed ones, or those of the given ids.
+
+        Args:
+            limit: at most so many.
+            words: every one of these words must occur in title, verdict, status or file names.
+            ids: the reader's own runs, listed or not.
+        """
+        query = select(Run).order_by(Run.created_utc.desc(), Run.id)
+        query = query.where(Run.status != "deleted")
+        query = query.where(Run.listed) if ids is None else query.where(Run.id.in_(ids))
+        found = []
+        with self._session() as session:
+            for run in session.scalars(query):
+                if _matches(run, words):
+                    found.append(run)
+                if len(found) == limit:
+                    break
+        return found
+
+    def unfinished(self) -> list[Run]:
+        """Return the runs that a restarted worker has to queue again or mark."""
+        with self._session() as session:
+            return list(session.scalars(select(Run).where(Run.status.in_(UNFINISHED))))
+
+    def set_status(self, run_id: str, status: str, **fields: Any) -> None:
+        """Write a run's status, and word, asked, verdict or ticks beside it."""
+        with self._session() as session:
+            run = session.get(Run, run_id)
+            if run is None:
+                return
+            run.status = status
+            for name in ("word", "asked", "verdict", "ticks"):
+                if name in fields:
+                    setattr(run, name, fields[name])
+            session.commit()
+
+    def check_token(self, run: Run, token: str) -> None:
+        """Raise WrongToken unless the token is the one given out for this run."""
+        if not hmac.compare_digest(_token_hash(token), run.delete_token_sha256):
+            raise WrongToken(
+                "this is not the delete token of the run",
+                hint="The token was printed once, in the answer to the upload.",
+            )
+
+    def delete(self, run_id: str) -> None:
+        """Delete files; the row stays as a tombstone with title, hashes and verdict."""
+        self.set_status(run_id, "deleted")
+        for role in ("kernel", "purgatory", "dtb", "ramdisk"):
+            upload_path(self.data_dir, run_id, role).unlink(missing_ok=True)
+        path = trace_path(self.data_dir, run_id)
+        for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
+            path.with_name(name).unlink(missing_ok=True)
+
+
+def _token_hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def _matches(run: Run, words: str) -> bool:
+    """Say whether every word occurs; `asked:stay` and `moves` are words like any other."""
+    text = f"{run.title} {run.word} asked:{run.asked} {run.verdict} {run.status} "
+    text += json.dumps(run.files) + f" --{run.spec.get('mode', '')}"
+    return all(word in text.lower() for word in words.lower().split())
+
+
+def _wait_for_writers(engine: Engine) -> None:
+    """Let web and worker write to the same SQLite file: WAL, and wait instead of failing."""
+
+    @event.listens_for(engine, "connect")
+    def on_connect(connection: Any, _record: Any) -> None:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout=10000")
+        cursor.execute("PRAGMA journal_mode=WAL")
+        cursor.close()

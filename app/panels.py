@@ -1,0 +1,381 @@
+"""The parts of a page that show one thing each: CPUs, registers, low memory, events, console.
+
+Frozen dataclasses made by pure functions from rows of a trace and replies of a session; no Flask,
+no markup, no I/O. `pages.py` puts them together.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from emulator.handoff import LOW_FIELDS
+from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
+from emulator.trace import ConsoleChunk, Event
+from emulator.verdict import flag_offset, flag_text, number
+
+LOW_BYTES = 256
+MSR_BITS = (
+    ("SF", 63), ("HV", 60), ("VEC", 25), ("VSX", 23), ("EE", 15), ("PR", 14), ("FP", 13),
+    ("ME", 12), ("SE", 10), ("BE", 9), ("IR", 5), ("DR", 4), ("PMM", 2), ("RI", 1), ("LE", 0),
+)  # fmt: skip
+_NOT_TEXT = re.compile(r"[^\x20-\x7e]")
+
+
+@dataclass(frozen=True)
+class EventRow:
+    """One event, or several of one kind in a row."""
+
+    tick: int
+    end_tick: int
+    cpu: int | None
+    letter: str
+    kind: str
+    text: str
+    symbol: str
+    count: int = 1
+    offset: int = -1
+    end_offset: int = -1
+    here: bool = False
+    past: bool = True
+
+
+@dataclass(frozen=True)
+class CpuRow:
+    """Where one CPU is, in a line."""
+
+    cpu: int
+    boot: bool
+    letter: str
+    stage: str
+    nip: str
+    symbol: str
+    mode: str
+    since: int | None
+    doing: str
+    doing_tick: int | None
+
+
+@dataclass(frozen=True)
+class Register:
+    """One register of the oops block."""
+
+    name: str
+    value: str
+    changed: bool
+    zero: bool
+
+
+@dataclass(frozen=True)
+class RegisterBlock:
+    """All registers of a CPU, in the order of an oops."""
+
+    cpu: int
+    letter: str
+    symbol: str
+    lr_symbol: str
+    msr_names: str
+    special: dict[str, Register]
+    rows: tuple[tuple[str, tuple[Register, ...]], ...]
+
+
+@dataclass(frozen=True)
+class CodeLine:
+    """One instruction, or the symbol line before it (text empty)."""
+
+    addr: str
+    data: str
+    text: str
+    symbol: str
+    order: str
+    next: bool
+
+
+@dataclass(frozen=True)
+class LowCell:
+    """One byte of low memory."""
+
+    offset: int
+    value: str
+    letter: str
+    tick: int | None
+    title: str
+    css: str
+
+
+@dataclass(frozen=True)
+class LowRow:
+    """Sixteen bytes of low memory and the fields that begin in them."""
+
+    offset: int
+    cells: tuple[LowCell, ...]
+    fields: tuple[tuple[str, str], ...]
+
+    @property
+    def who(self) -> str:
+        """The last writers' letters."""
+        return "".join(cell.letter for cell in self.cells)
+
+
+@dataclass(frozen=True)
+class ConsoleLine:
+    """One line that the guest printed, and when its first byte came out."""
+
+    tick: int
+    cpu: int
+    text: str
+
+
+def printable(text: str) -> str:
+    """Return text as ASCII with a dot for the rest."""
+    return _NOT_TEXT.sub(".", text)
+
+
+def msr_names(msr: int) -> str:
+    """Return the names of the bits that are set, in the order of the kernel's oops."""
+    return ",".join(name for name, bit in MSR_BITS if msr >> bit & 1)
+
+
+def msr_mode(msr: int) -> str:
+    """Return what matters of an MSR in words: byte order and translation."""
+    order = "LE" if msr & 1 else "BE"
+    fetch, data = msr >> 5 & 1, msr >> 4 & 1
+    mmu = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
+    return f"{order}, MMU {mmu[fetch, data]}" + (", user" if msr >> 14 & 1 else "")
+
+
+def event_rows(events: Iterable[Event], lanes: Lanes, kernel_addr: int | None) -> list[EventRow]:
+    """Turn events into rows; neighbours that tell the same become one row with a count."""
+    rows: list[EventRow] = []
+    for event in events:
+        row = _event_row(event, lanes, kernel_addr)
+        if rows and _same(rows[-1], row):
+            last = rows[-1]
+            rows[-1] = replace(
+                last,
+                end_tick=row.end_tick,
+                count=last.count + 1,
+                offset=min(last.offset, row.offset),
+                end_offset=max(last.end_offset, row.end_offset),
+            )
+        else:
+            rows.append(row)
+    return [replace(row, text=_low_text(row)) if row.kind == "low-write" else row for row in rows]
+
+
+def _same(last: EventRow, row: EventRow) -> bool:
+    if (last.kind, last.cpu, last.letter) != (row.kind, row.cpu, row.letter):
+        return False
+    if row.kind == "low-write":
+        near = row.tick - last.end_tick <= 64
+        return near and (row.offset == last.end_offset or row.end_offset == last.offset)
+    if row.kind in ("hypercall", "exception", "console"):
+        return last.text == row.text
+    return False
+
+
+def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
+    letter = lanes.letter_of(event.cpu, event.tick) if event.cpu is not None else ""
+    offset = end = -1
+    text = printable(event.text)
+    if event.kind == "stage":
+        letter = stage_letter(stage_id(event.text))
+        text = f"enters {stage_name(stage_id(event.text))}"
+    elif event.kind == "low-write":
+        offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
+        end = min(offset + (event.size or 1), LOW_BYTES)
+        text = event.value or ""
+    elif event.kind.startswith("flag-"):
+        text = _flag_event_text(event, kernel_addr)
+    elif event.kind == "end":
+        text = text or "the run ends"
+    if not text:
+        text = event.value or ""
+    return EventRow(
+        event.tick, event.tick, event.cpu, letter, event.kind, text, event.symbol,
+        offset=offset, end_offset=end,
+    )  # fmt: skip
+
+
+def _flag_event_text(event: Event, kernel_addr: int | None) -> str:
+    offset = flag_offset(event, kernel_addr)
+    addr = number(event.addr)
+    where = f"kernel+0x{offset:x}" if offset is not None else f"0x{addr or 0:x}"
+    value = flag_text(number(event.value))
+    return f"{where} <- {value}" if event.kind == "flag-write" else f"{where} is read: {value}"
+
+
+def _low_text(row: EventRow) -> str:
+    if row.count == 1:
+        return f"store at 0x{row.offset:02x} <- {row.text or '?'}"
+    return f"{row.count} stores to 0x{row.offset:02x}-0x{row.end_offset - 1:02x}"
+
+
+def console_lines(chunks: Iterable[ConsoleChunk]) -> list[ConsoleLine]:
+    """Cut the console into lines, each with the tick of its first byte."""
+    lines: list[ConsoleLine] = []
+    text, tick, cpu = bytearray(), 0, 0
+    for chunk in chunks:
+        for byte in chunk.data:
+            if byte in (0, 13):
+                continue
+            if not text:
+                tick, cpu = chunk.tick, chunk.cpu
+            if byte == 10:
+                lines.append(ConsoleLine(tick, cpu, _line(text)))
+                text.clear()
+            else:
+                text.append(byte)
+    if text:
+        lines.append(ConsoleLine(tick, cpu, _line(text)))
+    return lines
+
+
+def _line(text: bytearray) -> str:
+    return printable(text.decode("ascii", "replace").replace("\t", "        "))
+
+
+def cpu_rows(
+    cpus: Sequence[dict[str, Any]], lanes: Lanes, released: dict[int, int], boot_cpu: int, tick: int
+) -> tuple[CpuRow, ...]:
+    """Say for every CPU of a session's reply where it is and what it does next."""
+    rows = []
+    for state in cpus:
+        cpu, registers = int(state["cpu"]), state["registers"]
+        stay = lanes.at(cpu, tick)
+        msr = number(registers["msr"]) or 0
+        doing, doing_tick = _doing(cpu, bool(state.get("parked")), lanes, released, tick)
+        identifier = str(state.get("stage", "")) or (stay.stage if stay else "")
+        rows.append(
+            CpuRow(
+                cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
+                str(registers["nip"]).removeprefix("0x"), str(state.get("symbol", "")),
+                msr_mode(msr), stay.lo if stay else None, doing, doing_tick,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _doing(
+    cpu: int, parked: bool, lanes: Lanes, released: dict[int, int], tick: int
+) -> tuple[str, int | None]:
+    row = lanes.stays.get(cpu, ())
+    after = next((stay for stay in row if stay.lo > tick), None)
+    words = "parked: spins, retires nothing; " if parked else ""
+    if released.get(cpu, -1) > tick:
+        return f"{words}released at", released[cpu]
+    if after is not None:
+        return f"{words}enters {after.name} at", after.lo
+    return (words + ("no further stage" if row else "never ran")), None
+
+
+def sampled_cpu_rows(
+    samples: dict[int, tuple[int, str, str, str]], lanes: Lanes, boot_cpu: int
+) -> tuple[CpuRow, ...]:
+    """Say where every CPU was last seen, from its last slice: (end tick, nip, stage, symbol)."""
+    rows = []
+    for cpu in sorted(lanes.stays):
+        stay = lanes.at(cpu, lanes.last_tick)
+        tick, nip, stage, symbol = samples.get(cpu, (0, "", "", ""))
+        identifier = stay.stage if stay else stage
+        doing = f"last ran at tick {tick:,}" if nip else "has not run yet"
+        rows.append(
+            CpuRow(
+                cpu, cpu == boot_cpu, stage_letter(identifier) if identifier else "",
+                stage_name(identifier), nip.removeprefix("0x"), symbol, "",
+                stay.lo if stay else None, doing, None,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def register_block(state: dict[str, Any], before: dict[str, Any] | None) -> RegisterBlock:
+    """Lay out one CPU's registers; before is its state one tick earlier, for what changed."""
+    values = state["registers"]
+    old = before["registers"] if before else {}
+    names = ["nip", "lr", "ctr", "msr", "cr", "xer", *(f"r{i}" for i in range(32))]
+    made = {}
+    for name in names:
+        value = number(values[name]) or 0
+        digits = 8 if name in ("cr", "xer") else 16
+        changed = bool(old) and name != "nip" and number(old[name]) != number(values[name])
+        made[name] = Register(name, f"{value:0{digits}x}", changed, value == 0)
+    rows = tuple(
+        (f"GPR{i:02}:", tuple(made[f"r{j}"] for j in range(i, i + 4))) for i in range(0, 32, 4)
+    )
+    return RegisterBlock(
+        int(state["cpu"]),
+        str(state.get("stage_letter") or stage_letter(str(state.get("stage", "")))),
+        str(state.get("symbol", "")),
+        str(state.get("lr_symbol", "")),
+        msr_names(number(values["msr"]) or 0),
+        {name: made[name] for name in names[:6]},
+        rows,
+    )
+
+
+def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...]:
+    """Turn a session's disassembly into lines; a symbol line precedes each function."""
+    out: list[CodeLine] = []
+    function = None
+    for line in lines:
+        addr, symbol = number(line["addr"]) or 0, str(line.get("symbol", ""))
+        name = symbol.split("+")[0]
+        order = "LE" if line.get("le") else "BE"
+        if name and (name, order) != function:
+            function = (name, order)
+            out.append(CodeLine(f"{addr:016x}", "", "", symbol, order, False))
+        data = " ".join(re.findall("..", str(line["bytes"])))
+        here = addr == number(nip)
+        out.append(CodeLine(f"{addr:x}", data, printable(str(line["text"])), "", order, here))
+    return tuple(out)
+
+
+def low_grid(memory: bytes, writes: Iterable[Event], lanes: Lanes) -> tuple[LowRow, ...]:
+    """Lay out 0x0-0xff: every byte, who wrote it last, and the fields that have a name."""
+    writers: list[tuple[str, int, str] | None] = [None] * LOW_BYTES
+    for event in writes:
+        start = (number(event.addr) or 0) & (LOW_BYTES - 1)
+        letter = lanes.letter_of(event.cpu, event.tick) or "X"
+        who = (letter, event.tick, f"cpu {event.cpu} {event.symbol}".strip())
+        for at in range(start, min(start + (event.size or 1), LOW_BYTES)):
+            writers[at] = who
+    letters = [who[0] for who in writers if who]
+    common = max(set(letters), key=letters.count) if letters else ""
+    memory = memory.ljust(LOW_BYTES, b"\0")
+    rows = []
+    for base in range(0, LOW_BYTES, 16):
+        cells = tuple(
+            _low_cell(at, memory[at], writers[at], common) for at in range(base, base + 16)
+        )
+        rows.append(LowRow(base, cells, _fields_of(base, memory)))
+    return tuple(rows)
+
+
+def _low_cell(at: int, value: int, who: tuple[str, int, str] | None, common: str) -> LowCell:
+    css = [] if value else ["z"]
+    title = f"0x{at:02x}"
+    for row in LOW_FIELDS:
+        if row.at <= at < row.at + row.size:
+            css += ["a"] + ["a1"] * (at == row.at) + ["a2"] * (at == row.at + row.size - 1)
+            css += ["fl"] if row.at == 0x5C else [] if row.abi else ["o"]
+            title += f" {row.name}"
+    if who is None:
+        return LowCell(at, f"{value:02x}", ".", None, f"{title}: not written yet", " ".join(css))
+    letter, tick, where = who
+    if letter != common:
+        css.append(f"s{letter}")
+    title += f": last written at tick {tick:,} by {letter}, {where}"
+    return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
+
+
+def _fields_of(base: int, memory: bytes) -> tuple[tuple[str, str], ...]:
+    """Return (css, text) of the fields that begin in a row, with the values that are addresses."""
+    out = []
+    for row in LOW_FIELDS:
+        if base <= row.at < base + 16:
+            css = "flag" if row.at == 0x5C else "" if row.abi else "mut"
+            out.append((css, f"0x{row.at:02x} {row.name}"))
+    return tuple(out)
