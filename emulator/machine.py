@@ -713,7 +713,7 @@ class Machine:
         s = self.state
         count = min(int(s[native.LOG_COUNT]), native.LOG_MAX)
         s[native.LOG_COUNT] = 0
-        rows = s[native.LOG : native.LOG + count * native.LOG_FIELDS].reshape(count, -1).tolist()
+        rows = s[native.LOG : native.LOG + count * native.LOG_FIELDS].reshape(count, native.LOG_FIELDS).tolist()
         return [
             Access(k, tick, cpu, nip & U64, addr, size, _value(k, value, size), msr & U64)
             for k, tick, cpu, nip, addr, size, value, msr in rows
