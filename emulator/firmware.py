@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from emulator import native
 from emulator.machine import Machine
 
 U64: Final = (1 << 64) - 1

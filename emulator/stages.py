@@ -71,7 +71,7 @@ def code_rows(
         rows = _lay(rows, CodeRow(own_start, end, "head", "kernel"), under=True)
     if zero_end > LOW_COPY_BYTES:
         first = min(zero_end, max(LOW_COPY_BYTES, _interrupts_end(kernel)))
-        if first > LOW_COPY_BYTES:
+        if LOW_COPY_BYTES < first:
             rows = _lay(rows, CodeRow(LOW_COPY_BYTES, first, "head", "vectors"), under=True)
         if first < zero_end:
             row = CodeRow(first, zero_end, "head", "kernel-at-0", stop=not moved)

@@ -174,7 +174,7 @@ def test_cut_off_files_are_named() -> None:
 def test_segment_outside_the_file() -> None:
     raw = bytearray(tiny_kernel())
     struct.pack_into("<Q", raw, 64 + 32, 1 << 60)
-    with pytest.raises(ImageError, match="program header 0 .* lies outside"):
+    with pytest.raises(ImageError, match=r"program header 0 .* lies outside"):
         images.read_kernel(bytes(raw), "vmlinux")
 
 
