@@ -86,8 +86,6 @@ class Addresses:
     initrd: int | None = None
     purgatory_buffer: int | None = None
     """Where kexec held the purgatory while linking it; shows in .eh_frame only (REL32)."""
-    digest: bytes | None = None
-    """The digest of a captured load of which some segment's bytes are not at hand."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +182,26 @@ def place(
     dtb: DeviceTree | None = None,
     initrd: bytes = b"",
     addresses: Addresses | None = None,
+    digest: bytes | None = None,
 ) -> Placement:
     """Do what `kexec --load` or `--load-panic` does, for a machine that is not running yet.
+
+    Args:
+        kernel: what is loaded.
+        purgatory: what is linked, patched and entered.
+        options: what kexec's command line says.
+        dtb: the machine's device tree; a partition of our own if None.
+        initrd: the ramdisk, b"" for none.
+        addresses: places to use instead of choosing them.
+        digest: SHA-256 to store instead of computing it, for a captured load of which some
+            segment's bytes are not at hand.
 
     Raises:
         PlacementError: something overlaps, does not fit, or is not in the device tree.
         ImageError: the purgatory cannot be linked, or lacks a symbol that the hand-off needs.
     """
-    return _Loader(kernel, purgatory, options, dtb, initrd, addresses or Addresses()).load()
+    given = addresses or Addresses()
+    return _Loader(kernel, purgatory, options, dtb, initrd, given, digest).load()
 
 
 class _Loader:
@@ -203,6 +213,7 @@ class _Loader:
         dtb: DeviceTree | None,
         initrd: bytes,
         addresses: Addresses,
+        digest: bytes | None,
     ) -> None:
         _check_options(options)
         self.kernel = kernel
@@ -210,6 +221,7 @@ class _Loader:
         self.options = options
         self.initrd = initrd
         self.given = addresses
+        self.given_digest = digest
         self.tree = _machine_tree(options, dtb)
         self.cpu_ids = _cpu_ids(self.tree, options)
         base = options.base_addr if options.base_addr is not None else addresses.kernel
@@ -432,7 +444,7 @@ class _Loader:
                 f"{len(loaded)} segments, but purgatory's digest has room for {SHA256_REGIONS}",
                 hint="Load without checks (--no-checks).",
             )
-        digest = self.given.digest or segments_digest(loaded)
+        digest = self.given_digest or segments_digest(loaded)
         patcher.regions([(segment.addr, segment.mem_bytes) for segment in loaded])
         patcher.store(f"{names[0]}_digest", digest)
         return digest.hex()

@@ -337,7 +337,7 @@ def test_holes_from_below_and_above() -> None:
 
 def test_captured_digest_can_be_given() -> None:
     kernel, purgatory = pair("le")
-    placed = place(kernel, purgatory, LoadOptions(), addresses=Addresses(digest=b"d" * 32))
+    placed = place(kernel, purgatory, LoadOptions(), digest=b"d" * 32)
     assert variable(placed, "sha256_digest", 32) == int.from_bytes(b"d" * 32, "little")
 
 
