@@ -216,6 +216,7 @@ class _Loader:
         digest: bytes | None,
     ) -> None:
         _check_options(options)
+        _check_addresses(addresses)
         self.kernel = kernel
         self.purgatory = purgatory
         self.options = options
@@ -450,7 +451,29 @@ class _Loader:
         return digest.hex()
 
 
+def _check_addresses(addresses: Addresses) -> None:
+    """Addresses may come from a trace file of a stranger."""
+    for name, value in vars(addresses).items():
+        if value is not None and not (type(value) is int and 0 <= value < 1 << 48):
+            raise PlacementError(
+                f"the address given for {name} is {value!r}",
+                hint="An address is a whole number from 0 to 2^48.",
+            )
+
+
 def _check_options(options: LoadOptions) -> None:
+    for name in ("cpus", "boot_cpu", "mem_bytes", "entry_r6"):
+        if type(getattr(options, name)) is not int:
+            raise PlacementError(
+                f"{name} is {getattr(options, name)!r}", hint="It is a whole number."
+            )
+    if not isinstance(options.append, str) or type(options.base_addr) not in (int, type(None)):
+        raise PlacementError(
+            f"append is {options.append!r}, base_addr is {options.base_addr!r}",
+            hint="The command line is a text, the base an address.",
+        )
+    if not 0 <= options.entry_r6 < 1 << 64:
+        raise PlacementError(f"r6 cannot hold {options.entry_r6:#x}", hint="It has 64 bits.")
     if not 1 <= options.cpus <= MAX_CPUS:
         raise LimitError(f"{options.cpus} CPUs; 1 to {MAX_CPUS} are possible", hint="Use --cpus.")
     if not 0 <= options.boot_cpu < options.cpus:

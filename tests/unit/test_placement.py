@@ -267,6 +267,10 @@ def test_purgatory_without_what_it_needs() -> None:
         ({"base_addr": 0}, PlacementError, "cannot lie at 0x0"),
         ({"base_addr": 0x12345}, PlacementError, "cannot lie at"),
         ({"base_addr": 0x2FFF0000}, PlacementError, "no room for the purgatory"),
+        ({"cpus": "4"}, PlacementError, "cpus is '4'"),
+        ({"base_addr": 1.5}, PlacementError, "base_addr is 1.5"),
+        ({"append": 7}, PlacementError, "append is 7"),
+        ({"entry_r6": 1 << 64}, PlacementError, "r6 cannot hold"),
         ({"append": "a\nb"}, PlacementError, "printable ASCII"),
         ({"append": "x" * 2048}, LimitError, "command line has 2048"),
     ],
@@ -297,6 +301,9 @@ def test_given_addresses_that_overlap() -> None:
     for given in (Addresses(purgatory=0x2000000), Addresses(dt=GIB)):
         with pytest.raises(PlacementError):
             place(kernel, purgatory, LoadOptions(), addresses=given)
+    for value in ("0x2000000", -1, 1 << 60, True):
+        with pytest.raises(PlacementError, match="the address given for dt is"):
+            place(kernel, purgatory, LoadOptions(), addresses=Addresses(dt=value))  # type: ignore[arg-type]
     with pytest.raises(PlacementError, match="not on a page"):
         place(kernel, purgatory, LoadOptions(), addresses=Addresses(dt=0x3000100))
 
