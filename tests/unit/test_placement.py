@@ -185,6 +185,34 @@ def test_users_tree_keeps_its_command_line_unless_append_is_given() -> None:
     assert place(kernel, purgatory, LoadOptions(append="a=b"), dtb=tree).command_line == "a=b"
 
 
+def test_kernel_that_would_move_over_itself_lies_higher() -> None:
+    """As captured: an old kernel of 0x2880000 bytes at 0 puts the new one at 0x2890000."""
+    link = 0xC000000000000000
+    elf = Elf(segments=[ElfSegment(link, 0, bytes(0x100), 0x287C918)])
+    kernel = images.read_kernel(elf.to_bytes(), "k")
+    purgatory = pair("le")[1]
+    assert place(kernel, purgatory, LoadOptions()).kernel_addr == 0x2890000
+    assert place(kernel, purgatory, LoadOptions(panic=True)).kernel_addr == 0x2000000
+    assert place(kernel, purgatory, LoadOptions(base_addr=0x3000000)).kernel_addr == 0x3000000
+
+
+def test_hand_over_lies_where_neither_kernel_nor_its_copy_at_0_goes() -> None:
+    link = 0xC000000000000000
+    elf = Elf(segments=[ElfSegment(link, 0, bytes(0x100), 0x287C918)])
+    kernel = images.read_kernel(elf.to_bytes(), "k")
+    for panic in (False, True):
+        placed = place(kernel, pair("le")[1], LoadOptions(panic=panic))
+        old = placed.segment("handover")
+        assert old is not None
+        assert old.addr == placed.handover_addr >= kernel.mem_bytes
+        if panic:
+            assert old.addr == 0x12000000, "above the crash kernel's area"
+        starts = {start.nip & ~0xFFFF for start in placed.cpu_starts}
+        assert starts == {old.addr}
+    full = LoadOptions(panic=True, mem_bytes=256 << 20)
+    assert place(kernel, pair("le")[1], full).handover_addr == 0x10000, "no room above"
+
+
 def test_flags_and_fields_are_found_by_symbol() -> None:
     placed = load("le")
     assert [(flag.name, at) for flag, at in placed.flags] == [("__run_at_load", 0x5C)]
