@@ -1,0 +1,355 @@
+"""Hooks that run at native speed: tick counting, stop at a tick, stage ranges, memory watches, TLB fill.
+
+What it is: numba-compiled callbacks with Unicorn's C signatures, all working on one int64 array (`State`)
+that the Python side reads and writes between runs. What it is not: it knows no CPU model, no symbols and
+makes no decision; it counts, translates and logs. It calls back into Unicorn only through addresses that
+the array carries, so that numba can keep the compiled code on disk between processes.
+
+How a tick is known (FACTS: "exact ticks from a block hook alone"): the block hook keeps the tick and the
+PC at which the current block began. Instructions are four bytes and a block is a straight line, so at any
+stop tick = tick at block start + (PC - block start) / 4.
+
+Source: unicorn.h (uc_cb_hookcode_t, uc_cb_hookmem_t, uc_cb_tlbevent_t); Power ISA 3.1 Book III 6.7
+(radix translation).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba import carray, cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from emulator import mmu
+from emulator.ppc64 import UC_REG_MSR, UC_REG_PC
+
+# Slots of the state array (int64 each). One CPU runs at a time, so one set serves all of them.
+TICK, BLOCK_PC, BLOCK_BYTES, LIMIT, STOPPED, CPU = 0, 1, 2, 3, 4, 5
+RAM_ADDR, RAM_BYTES, PROCESS_TABLE, PID = 6, 7, 8, 9
+EMU_STOP, REG_READ, SCRATCH, STRIDE = 10, 11, 12, 13
+LOG_COUNT, RANGE_LO, RANGE_HI, RANGE_COUNT = 14, 15, 16, 17
+FAULT_EA, FAULT_ACCESS, FAULT_WHY, FETCH_COUNT, DIRTY_ADDR, FILLS = 18, 19, 20, 21, 22, 23
+UC_CTL, TLB_FLUSH, WATCH_COUNT, WATCH_WRITTEN, PROBE, PREPARED_ADDR = 24, 25, 26, 27, 28, 29
+SPAN_LO, SPAN_HI = 30, 31  # lowest and highest block start since the slice began
+WATCH_PAGES = 32  # physical pages whose data accesses go through `on_page_read` and `on_page_write`
+WATCH_PAGE_MAX = 8
+WATCHES = WATCH_PAGES + WATCH_PAGE_MAX  # rows of (lo, hi, kinds): what of them is logged
+WATCH_MAX = 16
+RANGES = WATCHES + 3 * WATCH_MAX  # rows of (lo, hi, id), disjoint and ascending
+RANGE_MAX = 128
+FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since drained
+FETCHED_MAX = 4096
+LOG = FETCHED + FETCHED_MAX
+LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
+LOG_MAX = 4096
+STATE_SLOTS = LOG + LOG_FIELDS * LOG_MAX
+
+WINDOW = 1 << 40  # physical address at which the watched pages appear as MMIO
+PREPARED_REAL, PREPARED_LINEAR, PREPARED_OTHER = 1, 2, 4  # bits: code hooks stand at this alias
+WANT_PREPARE = 100  # "why" of a refused fetch: the page holds words that need a hook first
+
+LOG_RANGE, LOG_WRITE, LOG_READ = 1, 2, 4
+LOG_STOP_AT = LOG_MAX - 64  # the block hook asks for a stop when the log is this full
+
+EA_MASK = 0x0FFFFFFFFFFFFFFF
+PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical page that PROBE names
+RANGE_STOP = 1 << 16  # bit of a range's id: stop exactly where it is entered
+STOPPED_AT_RANGE = 1 << 33  # bit of WATCH_WRITTEN: such a range was entered
+WATCH_MATCHED = 1 << 32  # bit of WATCH_WRITTEN: a logged range was written, not just its page
+
+
+@intrinsic
+def _pointer(typingctx: Any, address: Any) -> Any:
+    """Make a void pointer of an integer address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.inttoptr(args[0], cgutils.voidptr_t)
+
+    return types.voidptr(types.int64), codegen
+
+
+@intrinsic
+def _call_stop(typingctx: Any, function: Any, uc: Any) -> Any:
+    """Call `uc_err uc_emu_stop(uc_engine *)` at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t])
+        target = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(target, [args[1]])
+        return context.get_constant(types.int64, 0)
+
+    return types.int64(types.int64, types.voidptr), codegen
+
+
+@intrinsic
+def _call_reg_read(typingctx: Any, function: Any, uc: Any, reg: Any, out: Any) -> Any:
+    """Call `uc_err uc_reg_read(uc_engine *, int, void *)` at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(
+            ir.IntType(32), [cgutils.voidptr_t, ir.IntType(32), cgutils.voidptr_t]
+        )
+        target = builder.inttoptr(args[0], kind.as_pointer())
+        out_ptr = builder.inttoptr(args[3], cgutils.voidptr_t)
+        builder.call(target, [args[1], builder.trunc(args[2], ir.IntType(32)), out_ptr])
+        return context.get_constant(types.int64, 0)
+
+    return types.int64(types.int64, types.voidptr, types.int64, types.int64), codegen
+
+
+@intrinsic
+def _call_ctl(typingctx: Any, function: Any, uc: Any, control: Any) -> Any:
+    """Call `uc_err uc_ctl(uc_engine *, uc_control_type, ...)` without further arguments."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, ir.IntType(32)], var_arg=True)
+        target = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(target, [args[1], builder.trunc(args[2], ir.IntType(32))])
+        return context.get_constant(types.int64, 0)
+
+    return types.int64(types.int64, types.voidptr, types.int64), codegen
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _read_reg(s: Any, uc: Any, reg: int) -> int:
+    """Read a CPU register (64 bits) from inside a hook."""
+    s[SCRATCH] = 0
+    _call_reg_read(s[REG_READ], uc, reg, s.ctypes.data + 8 * SCRATCH)
+    value: int = s[SCRATCH]
+    return value
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _log(s: Any, kind: int, tick: int, pc: int, addr: int, size: int, value: int, msr: int) -> None:
+    """Append a row to the log; a full log drops the row and keeps the count, which ends the run."""
+    n = s[LOG_COUNT]
+    s[LOG_COUNT] = n + 1
+    if n >= LOG_MAX:
+        return
+    at = LOG + LOG_FIELDS * n
+    s[at] = kind
+    s[at + 1] = tick
+    s[at + 2] = s[CPU]
+    s[at + 3] = pc
+    s[at + 4] = addr
+    s[at + 5] = size
+    s[at + 6] = value
+    s[at + 7] = msr
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
+    """Make the range that holds `ea` the current one and log it; True if the run is to stop there."""
+    lo = 0
+    hi = EA_MASK + 1
+    found = -1
+    for i in range(s[RANGE_COUNT]):
+        at = RANGES + 3 * i
+        if ea < s[at]:
+            hi = s[at]
+            break
+        if ea < s[at + 1]:
+            lo = s[at]
+            hi = s[at + 1]
+            found = s[at + 2]
+            break
+        lo = s[at + 1]
+    s[RANGE_LO] = lo
+    s[RANGE_HI] = hi
+    _log(s, LOG_RANGE, tick, pc, ea, 0, found, 0)
+    return found >= 0 and found & RANGE_STOP != 0
+
+
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)  # type: ignore[untyped-decorator]
+def on_block(uc: Any, address: int, size: int, user: Any) -> None:
+    """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    tick = s[TICK] + (s[BLOCK_BYTES] >> 2)
+    s[TICK] = tick
+    s[BLOCK_PC] = address
+    s[BLOCK_BYTES] = np.int64(size)
+    if tick + (np.int64(size) >> 2) > s[LIMIT] or s[LOG_COUNT] >= LOG_STOP_AT:
+        s[STOPPED] = 1
+        _call_stop(s[EMU_STOP], uc)
+        return
+    ea = address & EA_MASK
+    s[SPAN_LO] = min(s[SPAN_LO], ea)
+    s[SPAN_HI] = max(s[SPAN_HI], ea)
+    if ea < s[RANGE_LO] or ea >= s[RANGE_HI]:
+        if _enter_range(s, tick, address, ea):
+            s[WATCH_WRITTEN] |= np.int64(STOPPED_AT_RANGE)
+            s[STOPPED] = 1
+            _call_stop(s[EMU_STOP], uc)
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _watched(s: Any, uc: Any, kind: int, address: int, size: int, value: int) -> bool:
+    """Log an access to a watched page if a watch row wants it, with the exact tick after it.
+
+    NIP is exact here because the TLB fill just before restored it (see `on_page_read`). Unicorn hands a
+    doubleword over in two halves, big end first: they become one row again.
+    """
+    wanted = False
+    for i in range(s[WATCH_COUNT]):
+        at = WATCHES + 3 * i
+        if address + size > s[at] and address < s[at + 1] and s[at + 2] & kind:
+            wanted = True
+            break
+    if not wanted:
+        return False
+    pc = _read_reg(s, uc, UC_REG_PC)
+    tick = s[TICK] + ((pc - s[BLOCK_PC]) >> 2) + 1
+    n = s[LOG_COUNT]
+    if 0 < n <= LOG_MAX:
+        at = LOG + LOG_FIELDS * (n - 1)
+        if (
+            s[at] == kind
+            and s[at + 1] == tick
+            and s[at + 3] == pc
+            and s[at + 4] + s[at + 5] == address
+            and s[at + 5] + size <= 8
+        ):
+            s[at + 5] += size
+            s[at + 6] = (s[at + 6] << (8 * size)) | value
+            return True
+    _log(s, kind, tick, pc, address, size, value, _read_reg(s, uc, UC_REG_MSR))
+    return True
+
+
+@cfunc(  # type: ignore[untyped-decorator]
+    types.uint64(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True
+)
+def on_page_read(uc: Any, offset: int, size: int, user: Any) -> int:
+    """MMIO read of a watched page: data accesses to it are served here, all others run at full speed.
+
+    The TLB is flushed after each access, so that the next one misses again: the miss is what makes
+    Unicorn restore the exact NIP. Values are big-endian numbers of the bytes in memory.
+    """
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES],), np.uint8)
+    address = s[WATCH_PAGES + (offset >> 12)] + (offset & 0xFFF)
+    value = np.int64(0)
+    for i in range(size):
+        value = (value << 8) | np.int64(ram[address + i])
+    _watched(s, uc, LOG_READ, address, np.int64(size), value)
+    _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
+    return np.uint64(value)
+
+
+@cfunc(  # type: ignore[untyped-decorator]
+    types.void(types.voidptr, types.int64, types.uint32, types.uint64, types.voidptr), cache=True
+)
+def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> None:
+    """MMIO write of a watched page; if code was fetched from it, ask for a stop at the next block."""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES],), np.uint8)
+    index = offset >> 12
+    address = s[WATCH_PAGES + index] + (offset & 0xFFF)
+    v = np.int64(value)
+    for i in range(size):
+        ram[address + i] = (v >> (8 * (np.int64(size) - 1 - i))) & 0xFF
+    if size < 8:
+        v &= (np.int64(1) << (8 * np.int64(size))) - 1
+    matched = _watched(s, uc, LOG_WRITE, address, np.int64(size), v)
+    prepared = carray(_pointer(s[PREPARED_ADDR]), (s[RAM_BYTES] >> 12,), np.uint8)
+    if matched:
+        s[WATCH_WRITTEN] |= np.int64(WATCH_MATCHED)
+    if matched or prepared[address >> 12]:
+        s[WATCH_WRITTEN] |= np.int64(1) << index
+        s[LIMIT] = 0
+    _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def is_timebase(word: int) -> bool:
+    """Whether an instruction word reads the timebase."""
+    return bool(
+        (word & 0xFC1FFFFF) == 0x7C0C42A6  # mfspr rD,268
+        or (word & 0xFC1FFFFF) == 0x7C0D42A6  # mfspr rD,269
+        or (word & 0xFC1FFFFF) == 0x7C0C42E6  # mftb rD
+        or (word & 0xFC1FFFFF) == 0x7C0D42E6  # mftbu rD
+    )
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _needs_hook(ram: Any, physical: int) -> bool:
+    """Whether a code page holds a word that reads the timebase, in either byte order.
+
+    mfspr rD,268 or 269, and mftb: opcode 31, extended 339 or 371 (Power ISA 3.1 Book II 6.1).
+    """
+    for i in range(1024):
+        word = np.int64(ram[(physical >> 2) + i])
+        if is_timebase(word) or is_timebase(
+            ((word & 0xFF) << 24) | ((word & 0xFF00) << 8) | ((word >> 8) & 0xFF00) | (word >> 24)
+        ):
+            return True
+    return False
+
+
+@njit(cache=True)  # type: ignore[untyped-decorator]
+def _fetch_page(s: Any, page: int, physical: int) -> int:
+    """Note a page mapped for fetch; refuse it while it needs code hooks that do not stand yet."""
+    words = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 2,), np.uint32)
+    prepared = carray(_pointer(s[PREPARED_ADDR]), (s[RAM_BYTES] >> 12,), np.uint8)
+    alias = PREPARED_OTHER
+    if page == physical:
+        alias = PREPARED_REAL
+    elif (page & EA_MASK) == physical and (page >> 60) & 0xF == 0xC:
+        alias = PREPARED_LINEAR
+    if not prepared[physical >> 12] & alias:
+        if _needs_hook(words, physical):
+            return WANT_PREPARE
+        prepared[physical >> 12] |= alias
+    n = s[FETCH_COUNT]
+    if n < FETCHED_MAX:
+        s[FETCHED + n] = physical
+    s[FETCH_COUNT] = n + 1
+    return 0
+
+
+@cfunc(  # type: ignore[untyped-decorator]
+    types.boolean(
+        types.voidptr, types.int64, types.int32, types.CPointer(types.int64), types.voidptr
+    ),
+    cache=True,
+)
+def on_tlb_fill(uc: Any, page: int, access: int, result: Any, user: Any) -> bool:
+    """UC_HOOK_TLB_FILL: translate one page; note fetched and dirty pages.
+
+    Grants only what the access needs, so that the first write to a page is always seen, and sends
+    data accesses to watched pages through the MMIO window.
+    """
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    s[FILLS] += 1
+    out = carray(result, (2,), np.int64)
+    if s[PROBE] >= 0 and page >> 56 == 0x0B:  # `Machine` names a physical page
+        out[0] = s[PROBE]
+        out[1] = 5
+        return True
+    msr = _read_reg(s, uc, UC_REG_MSR)
+    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 3,), np.uint64)
+    physical, why = mmu.translate(ram, s[RAM_BYTES], page, access, msr, s[PROCESS_TABLE], s[PID])
+    if why == 0 and access == mmu.ACCESS_FETCH:
+        why = _fetch_page(s, page, physical)
+    if why != 0:
+        s[FAULT_EA] = page
+        s[FAULT_ACCESS] = access
+        s[FAULT_WHY] = why
+        return False
+    out[0] = physical
+    if access == mmu.ACCESS_FETCH:
+        out[1] = 4
+        return True
+    out[1] = 5
+    if access == mmu.ACCESS_WRITE:
+        out[1] = 3
+        dirty = carray(_pointer(s[DIRTY_ADDR]), (s[RAM_BYTES] >> 12,), np.uint8)
+        dirty[physical >> 12] = 1
+    for i in range(WATCH_PAGE_MAX):
+        if s[WATCH_PAGES + i] == physical:
+            out[0] = WINDOW + (i << 12)
+            out[1] = 3
+    return True

@@ -1,0 +1,229 @@
+"""Where every CPU is in the hand-off, told from the code ranges that it enters.
+
+What it is: `code_rows` cuts the address space into rows with a stage letter, from the placement and the
+symbols that the images have; `StageTracker` turns the native log into stage events. What it is not: a
+guess from function names alone. Regions (hand-over, purgatory, low memory, kernel) are known by address;
+functions refine them where the image names them (`handoff.STAGES`).
+
+Two kinds of row: a *place* (purgatory, digest check, relocate, copy) lasts while the CPU is in it; a
+*milestone* (early_setup, start_kernel, a secondary joining) begins at its first instruction and lasts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID, STAGES
+from emulator.images import KernelImage
+from emulator.machine import Range
+from emulator.native import RANGE_STOP
+from emulator.placement import Placement
+
+MILESTONES: Final = ("early_setup", "start_kernel", "joins")
+_PLACES_IN_KERNEL: Final = ("relocate", "copy")
+_PLACES_IN_PURGATORY: Final = ("digest",)
+UNTIL: Final = "until"
+
+
+@dataclass(frozen=True)
+class CodeRow:
+    """Real addresses [lo, hi) that belong to one stage."""
+
+    lo: int
+    hi: int
+    stage: str
+    """Id of `handoff.STAGES`, or `until`: the place where the user wants the run to end."""
+    region: str
+    """handover, low, purgatory, kernel, kernel-at-0."""
+    milestone: bool = False
+    stop: bool = False
+    """The run stops exactly where this row is entered."""
+
+
+def code_rows(
+    placement: Placement, kernel: KernelImage, *, moved: bool, until: str | None = None
+) -> list[CodeRow]:
+    """All rows of a run, disjoint and ascending.
+
+    Args:
+        placement: where everything lies.
+        kernel: for its symbols.
+        moved: the kernel runs at 0 now, so addresses that both copies claim belong to that one.
+        until: a symbol at which the run is to stop.
+    """
+    kernel_addr, kernel_bytes = placement.kernel_addr, kernel.mem_bytes
+    zero_end = kernel_bytes if moved else min(kernel_bytes, kernel_addr)
+    own_start = max(kernel_addr, kernel_bytes) if moved else kernel_addr
+    rows: list[CodeRow] = []
+    for segment in placement.segments:
+        if segment.name in ("handover", "purgatory"):
+            stage = "hand-over" if segment.name == "handover" else "purgatory"
+            end = segment.addr + segment.mem_bytes
+            rows = _lay(rows, CodeRow(segment.addr, end, stage, segment.name))
+    for name in STAGE_BY_ID["digest"].symbols:
+        if name in placement.purgatory_symbols:
+            at, size = placement.purgatory_symbols[name]
+            if size:
+                rows = _lay(rows, CodeRow(at, at + size, "digest", "purgatory"))
+    if own_start < kernel_addr + kernel_bytes:
+        end = kernel_addr + kernel_bytes
+        rows = _lay(rows, CodeRow(own_start, end, "head", "kernel"), under=True)
+    if zero_end > LOW_COPY_BYTES:
+        first = min(zero_end, max(LOW_COPY_BYTES, _interrupts_end(kernel)))
+        if LOW_COPY_BYTES < first:
+            rows = _lay(rows, CodeRow(LOW_COPY_BYTES, first, "head", "vectors"), under=True)
+        if first < zero_end:
+            row = CodeRow(first, zero_end, "head", "kernel-at-0", stop=not moved)
+            rows = _lay(rows, row, under=True)
+    for base, region in ((kernel_addr, "kernel"), (0, "kernel-at-0")):
+        for row in _kernel_functions(kernel, base, region, until):
+            rows = _lay(rows, row, only_in=region)
+    return _lay(rows, CodeRow(0, LOW_COPY_BYTES, "hold", "low"))
+
+
+def _interrupts_end(kernel: KernelImage) -> int:
+    """Offset behind the exception vectors, which are copied to 0 even when the kernel stays."""
+    end = kernel.symbols.find("__end_interrupts")
+    return LOW_COPY_BYTES if end is None else max(0, end - kernel.link_vaddr)
+
+
+def _kernel_functions(
+    kernel: KernelImage, base: int, region: str, until: str | None
+) -> list[CodeRow]:
+    """Rows of the named functions of the kernel, when it runs at `base`."""
+    rows = []
+    for stage in STAGES:
+        if stage.image != "kernel" or stage.id not in (*MILESTONES, *_PLACES_IN_KERNEL):
+            continue
+        for name in stage.symbols:
+            link = kernel.symbols.find(name)
+            if link is None:
+                continue
+            at = base + link - kernel.link_vaddr
+            if stage.id in MILESTONES:
+                rows.append(CodeRow(at, at + 4, stage.id, region, milestone=True))
+                continue
+            found = kernel.symbols.lookup(link)
+            size = found[2] if found else 0
+            rows.append(CodeRow(at, at + (size or 4), stage.id, region))
+    if until is not None:
+        link = kernel.symbols.find(until)
+        if link is not None:
+            at = base + link - kernel.link_vaddr
+            rows.append(CodeRow(at, at + 4, UNTIL, region, stop=True))
+    return rows
+
+
+def _lay(
+    rows: list[CodeRow], new: CodeRow, *, under: bool = False, only_in: str | None = None
+) -> list[CodeRow]:
+    """Lay a row over (or under) the others, cutting what it covers; keep them disjoint and sorted."""
+    if under:
+        pieces = [new]
+        for row in rows:
+            pieces = [part for piece in pieces for part in _minus(piece, row)]
+        return sorted([*rows, *pieces], key=lambda row: row.lo)
+    if only_in is not None:
+        inside = any(r.region == only_in and r.lo <= new.lo and new.hi <= r.hi for r in rows)
+        if not inside:
+            return rows
+    kept = [part for row in rows for part in _minus(row, new)]
+    return sorted([*kept, new], key=lambda row: row.lo)
+
+
+def _minus(row: CodeRow, hole: CodeRow) -> list[CodeRow]:
+    parts = []
+    if row.lo < min(row.hi, hole.lo):
+        parts.append(_cut(row, row.lo, min(row.hi, hole.lo)))
+    if max(row.lo, hole.hi) < row.hi:
+        parts.append(_cut(row, max(row.lo, hole.hi), row.hi))
+    return parts
+
+
+def _cut(row: CodeRow, lo: int, hi: int) -> CodeRow:
+    return CodeRow(lo, hi, row.stage, row.region, row.milestone, row.stop)
+
+
+def native_ranges(rows: list[CodeRow]) -> list[Range]:
+    """The rows as the native hooks take them; a row's id is its index."""
+    return [
+        Range(row.lo, row.hi, n | (RANGE_STOP if row.stop else 0)) for n, row in enumerate(rows)
+    ]
+
+
+@dataclass
+class CpuStage:
+    """What the tracker knows of one CPU."""
+
+    stage: str = "hand-over"
+    base: str = "hand-over"
+    """What the generic kernel code counts as: the last milestone."""
+    since: int = 0
+    released: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """A CPU entered another stage at a tick; `released`: it left the hold loop for the kernel."""
+
+    tick: int
+    cpu: int
+    nip: int
+    stage: str
+    released: bool
+
+
+class StageTracker:
+    """Follows every CPU through the rows of `code_rows`."""
+
+    def __init__(self, rows: list[CodeRow], cpus: int, boot_cpu: int) -> None:
+        self.rows = rows
+        self.cpus = [CpuStage() for _ in range(cpus)]
+        self.boot_cpu = boot_cpu
+        self.moved = False
+        self.until_reached: tuple[int, int] | None = None
+        """(tick, cpu) at which the row `until` was entered."""
+
+    def enter(self, tick: int, cpu: int, nip: int, ident: int) -> Change | None:
+        """Take in one row of the native log; the stage change it means, if any."""
+        row = None if ident < 0 else self.rows[ident & (RANGE_STOP - 1)]
+        at = self.cpus[cpu]
+        if row is not None and row.stage == UNTIL:
+            self.until_reached = self.until_reached or (tick, cpu)
+            return None
+        if row is not None and row.region == "kernel-at-0" and cpu == self.boot_cpu:
+            self.moved = True
+        stage = self._stage_of(row, cpu, at)
+        if stage == at.stage:
+            return None
+        released = at.stage == "hold" and stage != "hold" and not at.released
+        at.released = at.released or released
+        at.stage, at.since = stage, tick
+        return Change(tick, cpu, nip, stage, released)
+
+    def _stage_of(self, row: CodeRow | None, cpu: int, at: CpuStage) -> str:
+        if row is None:
+            return at.base
+        if row.milestone:
+            at.base = row.stage
+        elif row.region == "low":
+            if cpu == self.boot_cpu:
+                return at.base if at.base in _KERNEL_BASES else "head"
+            at.base = "hold"
+        elif row.region in ("kernel", "kernel-at-0", "vectors"):
+            if at.base not in _KERNEL_BASES:
+                at.base = "head" if cpu == self.boot_cpu else "joins"
+            return row.stage if row.stage != "head" else at.base
+        elif row.stage != "digest":
+            at.base = row.stage
+        return row.stage if not row.milestone else at.base
+
+    @property
+    def complete(self) -> bool:
+        """The boot CPU is in start_kernel and every secondary has left the hold loop."""
+        others = [c for n, c in enumerate(self.cpus) if n != self.boot_cpu]
+        return self.cpus[self.boot_cpu].base == "start_kernel" and all(c.released for c in others)
+
+
+_KERNEL_BASES: Final = ("head", "early_setup", "start_kernel", "joins")
