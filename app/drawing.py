@@ -76,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shape:
-    """One SVG element: kind is rect, text, path or circle; css is a class list."""
+    """One SVG element: kind is rect, text, path (d) or circle (w is its radius)."""
 
     kind: str
     css: str
@@ -86,6 +86,7 @@ class Shape:
     h: float = 0.0
     text: str = ""
     href: str = ""
+    d: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Drawing:
     title: str
     description: str
     shapes: tuple[Shape, ...]
+    axis: tuple[tuple[float, int], ...] = ()
+    """(x, tick) of the corners of the axis, so that a click anywhere finds its tick."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,7 @@ class _Canvas:
         self.shapes.append(Shape("text", css, round(x, 1), round(y, 1), text=text))
 
     def path(self, d: str, css: str, text: str = "") -> None:
-        self.shapes.append(Shape("path", css, text=text or d, href=d if text else ""))
+        self.shapes.append(Shape("path", css, text=text, d=d))
 
     def line(self, xa: float, ya: float, xb: float, yb: float, css: str) -> None:
         self.path(f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}", css)
@@ -289,6 +292,7 @@ def timeline(
         title,
         describe(scene),
         tuple(canvas.shapes[:MAX_SHAPES]),
+        (*((x, s.lo) for x, s in zip(ax.edges, ax.segments, strict=False)), (ax.edges[-1], hi)),
     )
 
 
@@ -555,7 +559,7 @@ def _lens(
         for tick, _, letter in (c for c in cells if c[1] == cpu):
             x = canvas.x0 + (tick - first) * step
             href = f"{scene.href}{tick}/" if scene.href else ""
-            css = f"seg s{letter}" + (" now" if tick == cursor else "")
+            css = f"seg cell s{letter}" + (" now" if tick == cursor else "")
             words = f"tick {tick:,}: cpu {cpu}, {letter}"
             canvas.rect(x, y, step, 22, css, words, href)
             canvas.text(x + step / 2, y + 15, "c s b" if tick == cursor else "c s", letter)

@@ -420,6 +420,7 @@ def _moment(
     low = bytes.fromhex(state.get("low_memory", ""))
     writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
+    fields = panels.low_fields(reader.placement.get("low_symbols") or {})
     nips = {str(cpu["cpu"]): str(cpu["registers"]["nip"]) for cpu in cpus}
     code = tuple(
         (int(cpu), panels.code_lines(lines, nips.get(cpu, "0")))
@@ -430,7 +431,7 @@ def _moment(
         panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
         tuple(panels.register_block(cpu, old.get(int(cpu["cpu"]))) for cpu in cpus),
         code,
-        panels.low_grid(low, writes, told.lanes) if state else (),
+        panels.low_grid(low, writes, told.lanes, fields) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,

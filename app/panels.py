@@ -11,16 +11,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from emulator.handoff import LOW_FIELDS
+from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
+from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_PR, msr_names
 from emulator.trace import ConsoleChunk, Event
 from emulator.verdict import flag_offset, flag_text, number
 
 LOW_BYTES = 256
-MSR_BITS = (
-    ("SF", 63), ("HV", 60), ("VEC", 25), ("VSX", 23), ("EE", 15), ("PR", 14), ("FP", 13),
-    ("ME", 12), ("SE", 10), ("BE", 9), ("IR", 5), ("DR", 4), ("PMM", 2), ("RI", 1), ("LE", 0),
-)  # fmt: skip
 _NOT_TEXT = re.compile(r"[^\x20-\x7e]")
 
 
@@ -133,17 +130,12 @@ def printable(text: str) -> str:
     return _NOT_TEXT.sub(".", text)
 
 
-def msr_names(msr: int) -> str:
-    """Return the names of the bits that are set, in the order of the kernel's oops."""
-    return ",".join(name for name, bit in MSR_BITS if msr >> bit & 1)
-
-
 def msr_mode(msr: int) -> str:
     """Return what matters of an MSR in words: byte order and translation."""
-    order = "LE" if msr & 1 else "BE"
-    fetch, data = msr >> 5 & 1, msr >> 4 & 1
-    mmu = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
-    return f"{order}, MMU {mmu[fetch, data]}" + (", user" if msr >> 14 & 1 else "")
+    order = "LE" if msr & MSR_LE else "BE"
+    fetch, data = bool(msr & MSR_IR), bool(msr & MSR_DR)
+    words = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
+    return f"{order}, MMU {words[fetch, data]}" + (", user" if msr & MSR_PR else "")
 
 
 def event_rows(events: Iterable[Event], lanes: Lanes, kernel_addr: int | None) -> list[EventRow]:
@@ -333,7 +325,32 @@ def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...
     return tuple(out)
 
 
-def low_grid(memory: bytes, writes: Iterable[Event], lanes: Lanes) -> tuple[LowRow, ...]:
+@dataclass(frozen=True)
+class _Field:
+    """A named field of low memory at its place in this kernel."""
+
+    name: str
+    at: int
+    size: int
+    css: str
+
+
+def low_fields(symbols: dict[str, Any]) -> tuple[_Field, ...]:
+    """Return the fields of low memory; symbols says where those are that move with the kernel."""
+    flag = FLAGS[0].at
+    found = []
+    for row in LOW_FIELDS:
+        at = row.at if row.at is not None else number(symbols.get(row.symbol))
+        if at is None or not 0 <= at < LOW_BYTES:
+            continue
+        css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
+        found.append(_Field(row.name, at, row.size if row.size <= 8 else 4, css))
+    return tuple(sorted(found, key=lambda row: row.at))
+
+
+def low_grid(
+    memory: bytes, writes: Iterable[Event], lanes: Lanes, fields: tuple[_Field, ...]
+) -> tuple[LowRow, ...]:
     """Lay out 0x0-0xff: every byte, who wrote it last, and the fields that have a name."""
     writers: list[tuple[str, int, str] | None] = [None] * LOW_BYTES
     for event in writes:
@@ -348,19 +365,26 @@ def low_grid(memory: bytes, writes: Iterable[Event], lanes: Lanes) -> tuple[LowR
     rows = []
     for base in range(0, LOW_BYTES, 16):
         cells = tuple(
-            _low_cell(at, memory[at], writers[at], common) for at in range(base, base + 16)
+            _low_cell(at, memory[at], writers[at], common, fields) for at in range(base, base + 16)
         )
-        rows.append(LowRow(base, cells, _fields_of(base, memory)))
+        names = tuple(_named(row, memory) for row in fields if base <= row.at < base + 16)
+        rows.append(LowRow(base, cells, names))
     return tuple(rows)
 
 
-def _low_cell(at: int, value: int, who: tuple[str, int, str] | None, common: str) -> LowCell:
+def _low_cell(
+    at: int,
+    value: int,
+    who: tuple[str, int, str] | None,
+    common: str,
+    fields: tuple[_Field, ...],
+) -> LowCell:
     css = [] if value else ["z"]
     title = f"0x{at:02x}"
-    for row in LOW_FIELDS:
+    for row in fields:
         if row.at <= at < row.at + row.size:
             css += ["a"] + ["a1"] * (at == row.at) + ["a2"] * (at == row.at + row.size - 1)
-            css += ["fl"] if row.at == 0x5C else [] if row.abi else ["o"]
+            css += [row.css] if row.css else []
             title += f" {row.name}"
     if who is None:
         return LowCell(at, f"{value:02x}", ".", None, f"{title}: not written yet", " ".join(css))
@@ -371,11 +395,12 @@ def _low_cell(at: int, value: int, who: tuple[str, int, str] | None, common: str
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _fields_of(base: int, memory: bytes) -> tuple[tuple[str, str], ...]:
-    """Return (css, text) of the fields that begin in a row, with the values that are addresses."""
-    out = []
-    for row in LOW_FIELDS:
-        if base <= row.at < base + 16:
-            css = "flag" if row.at == 0x5C else "" if row.abi else "mut"
-            out.append((css, f"0x{row.at:02x} {row.name}"))
-    return tuple(out)
+def _named(row: _Field, memory: bytes) -> tuple[str, str]:
+    """Return (css, text) of a field; the flag is shown with its value."""
+    css = {"fl": "flag", "o": "mut"}.get(row.css, "")
+    name = row.name.removeprefix("__secondary_hold_")
+    if row.css == "fl":
+        word = memory[row.at : row.at + 4]
+        value = 1 if 1 in (word[0], word[3]) and sum(word) == 1 else int.from_bytes(word, "big")
+        name += f" = {flag_text(value)}"
+    return css, f"0x{row.at:02x} {name}"
