@@ -58,6 +58,7 @@ from emulator.trace_schema import (
 __all__ = [
     "APPLICATION_ID",
     "EVENT_KINDS",
+    "ROLES",
     "SCHEMA",
     "STATUSES",
     "TRACE_VERSION",
