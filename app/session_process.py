@@ -93,6 +93,14 @@ class SessionProcess:
                 self._stderr += piece
                 del self._stderr[:-_STDERR_BYTES]
 
+    def await_ready(self, timeout_seconds: float) -> None:
+        """Wait until the child has imported its engine and is locked down."""
+        record = self.receive(timeout_seconds)
+        if record is None:
+            raise SessionError("the session process does not start")
+        if record.get("t") != "ready":
+            raise error_from(record)
+
     def start(self, job: Mapping[str, Any], images: Sequence[ImageFile]) -> None:
         """Hand over the job and the images."""
         fds = [_sealed("job", json.dumps(job).encode())]

@@ -40,6 +40,7 @@ class PoolLimits:
 
     live_sessions: int = 3
     record_seconds: float = 900.0
+    start_seconds: float = 120.0
     silence_seconds: float = 120.0
     cancel_seconds: float = 3.0
     answer_seconds: float = 60.0
@@ -163,6 +164,7 @@ class SessionPool:
         self._add(key, live)
         try:
             writer.start(spec, images, title=title, created_utc=created_utc)
+            live.process.await_ready(self._limits.start_seconds)
             names = {image.role: image.name for image in images}
             live.process.start({"op": "record", "spec": dict(spec), "names": names}, images)
             self._pump(live, writer, on_tick)
