@@ -1,0 +1,83 @@
+"""Queue one run of each sample pair, so that a fresh installation has something to look at.
+
+What it is: `bootflow serve --samples`. A sample is uploaded like a user's files: bytes in the
+uploads folder, a row in the index, a job in the queue.
+What it is not: a recording made beforehand; the runs are this machine's own.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from app.index import Index, NoSuchRun, upload_path
+from emulator.samples import SAMPLES, Sample
+
+
+def sample_run_id(sample: Sample) -> str:
+    """Return the id of a sample's run: the same for the same images and options."""
+    digest = hashlib.sha256(b"bootflow sample run\0")
+    for part in (repr(sample).encode(), sample.kernel_bytes(), sample.purgatory_bytes()):
+        digest.update(len(part).to_bytes(8, "big") + part)
+    return base64.b32encode(digest.digest()[:16]).decode().rstrip("=").lower()
+
+
+def sample_spec(sample: Sample) -> dict[str, Any]:
+    """Return what the run of a sample asks for, as a RunSpec document."""
+    return {
+        "mode": sample.mode,
+        "append": "",
+        "cpus": sample.cpus,
+        "boot_cpu": sample.boot_cpu,
+        "mem_bytes": 256 << 20,
+        "base_addr": None,
+        "checks": True,
+        "debug": True,
+        "seed": 0,
+        "until": None,
+    }
+
+
+def add_sample_runs(
+    data_dir: Path, index: Index, enqueue: Callable[[str], None]
+) -> list[tuple[Sample, str]]:
+    """Queue the samples that the index does not know yet; return those with their run ids.
+
+    Args:
+        data_dir: where the uploads lie.
+        index: the index of runs.
+        enqueue: hands a run's id to the worker.
+    """
+    added = []
+    for sample in SAMPLES:
+        run_id = sample_run_id(sample)
+        try:
+            index.get(run_id)
+        except NoSuchRun:
+            files = {
+                "kernel": _store(data_dir, run_id, "kernel", sample.kernel, sample.kernel_bytes()),
+                "purgatory": _store(
+                    data_dir, run_id, "purgatory", sample.purgatory, sample.purgatory_bytes()
+                ),
+            }
+            index.add(
+                spec=sample_spec(sample),
+                files=files,
+                title=sample.title,
+                listed=True,
+                run_id=run_id,
+            )
+            enqueue(run_id)
+            added.append((sample, run_id))
+    return added
+
+
+def _store(data_dir: Path, run_id: str, role: str, name: str, data: bytes) -> dict[str, Any]:
+    """Write an image where the worker looks for uploads; return its row for the index."""
+    path = upload_path(data_dir, run_id, role)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return {"name": name, "sha256": hashlib.sha256(data).hexdigest(), "size_bytes": len(data)}
