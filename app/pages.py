@@ -51,8 +51,6 @@ class Head:
     ended: bool
     listed: bool
     asked: str
-    error: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,6 +132,8 @@ class WaitPage:
     head: Head
     live: bool
     sentence: str
+    hint: str = ""
+    images: tuple[tuple[str, str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,6 @@ def head(run: Run) -> Head:
     facts += [options(spec), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
-    failed = run.status in ("failed", "killed") and not run.word
     return Head(
         run.id,
         panels.printable(title),
@@ -176,7 +175,6 @@ def head(run: Run) -> Head:
         run.ended,
         run.listed,
         run.asked,
-        error=run.verdict if failed else "",
     )
 
 
@@ -483,8 +481,8 @@ def _around(rows: list[panels.EventRow], tick: int) -> tuple[tuple[panels.EventR
     return shown, len(rows) - len(shown)
 
 
-def wait_page(run: Run) -> WaitPage:
-    """Make the page of a run without a trace."""
+def wait_page(run: Run, reader: TraceReader | None = None) -> WaitPage:
+    """Make the page of a run that has no tick to show: not started, refused, deleted."""
     sentences = {
         "queued": "Waiting for a free worker.",
         "running": "Starting.",
@@ -494,7 +492,21 @@ def wait_page(run: Run) -> WaitPage:
     sentence = sentences.get(run.status, "")
     if run.verdict:
         sentence = f"{sentence} {run.verdict}".strip()
-    return WaitPage(head(run), not run.ended, sentence or f"The run is {run.status}.")
+    error = reader.error if reader is not None else None
+    return WaitPage(
+        head(run),
+        not run.ended,
+        panels.printable(sentence or f"The run is {run.status}."),
+        panels.printable(str(error["hint"])) if error else "",
+        _images(reader) if reader is not None else _uploaded(run),
+    )
+
+
+def _uploaded(run: Run) -> tuple[tuple[str, str, str, int], ...]:
+    return tuple(
+        (role, panels.printable(str(f["name"])), str(f["sha256"]), int(f["size_bytes"]))
+        for role, f in run.files.items()
+    )
 
 
 def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:

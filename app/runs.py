@@ -69,11 +69,14 @@ def _run(run_id: str, form: str) -> AnyResponse:
     page: pages.RunPage | pages.WaitPage
     if reader is None:
         page = pages.wait_page(run)
-        if form == "svg":
-            raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
     else:
         with reader:
-            page = pages.run_page(run, reader, width=_width(), kind=_kind())
+            if run.ended and not reader.last_tick:
+                page = pages.wait_page(run, reader)
+            else:
+                page = pages.run_page(run, reader, width=_width(), kind=_kind())
+    if isinstance(page, pages.WaitPage) and form == "svg":
+        raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
     response = render(page, form, fragment=fragment, token=token, fragment_only=bool(fragment))
     if fragment and not page.live:
         response.status_code = STOP_POLLING
