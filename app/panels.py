@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
@@ -174,13 +174,18 @@ def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
     text = printable(event.text)
     if event.kind == "stage":
         letter = stage_letter(stage_id(event.text))
-        text = f"enters {stage_name(stage_id(event.text))}"
+        identifier = stage_id(event.text)
+        text = "joins the new kernel" if identifier == "joins" else ""
+        text = text or f"enters {stage_name(identifier)}"
     elif event.kind == "low-write":
         offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
         end = min(offset + (event.size or 1), LOW_BYTES)
-        text = event.value or ""
+        value = "?" if event.value is None else f"0x{number(event.value):x}"
+        text = f"{value} {text.removeprefix('__secondary_hold_')}".strip()
     elif event.kind.startswith("flag-"):
         text = _flag_event_text(event, kernel_addr)
+    elif event.kind == "cpu-released":
+        text = "leaves the hold loop"
     elif event.kind == "end":
         text = text or "the run ends"
     if not text:
@@ -201,8 +206,8 @@ def _flag_event_text(event: Event, kernel_addr: int | None) -> str:
 
 def _low_text(row: EventRow) -> str:
     if row.count == 1:
-        return f"store at 0x{row.offset:02x} <- {row.text or '?'}"
-    return f"{row.count} stores to 0x{row.offset:02x}-0x{row.end_offset - 1:02x}"
+        return f"0x{row.offset:02x} <- {row.text}"
+    return f"0x{row.offset:02x}-0x{row.end_offset - 1:02x} by {row.count} stores"
 
 
 def console_lines(chunks: Iterable[ConsoleChunk]) -> list[ConsoleLine]:
@@ -239,7 +244,7 @@ def cpu_rows(
         stay = lanes.at(cpu, tick)
         msr = number(registers["msr"]) or 0
         doing, doing_tick = _doing(cpu, bool(state.get("parked")), lanes, released, tick)
-        identifier = str(state.get("stage", "")) or (stay.stage if stay else "")
+        identifier = stay.stage if stay else str(state.get("stage", ""))
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
@@ -335,21 +340,26 @@ class _Field:
     css: str
 
 
-def low_fields(symbols: dict[str, Any]) -> tuple[_Field, ...]:
-    """Return the fields of low memory; symbols says where those are that move with the kernel."""
+def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
+    """Return the fields of low memory as the placement found them in this kernel, and the ABI's."""
     flag = FLAGS[0].at
+    known = {row.name: (row.at, row.size) for row in LOW_FIELDS if row.at is not None}
+    known |= {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
     found = []
-    for row in LOW_FIELDS:
-        at = row.at if row.at is not None else number(symbols.get(row.symbol))
-        if at is None or not 0 <= at < LOW_BYTES:
-            continue
-        css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
-        found.append(_Field(row.name, at, row.size if row.size <= 8 else 4, css))
+    for name, (at, size) in known.items():
+        if 0 <= at < LOW_BYTES:
+            css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
+            found.append(_Field(name, at, size if size <= 8 else 4, css))
     return tuple(sorted(found, key=lambda row: row.at))
 
 
 def low_grid(
-    memory: bytes, writes: Iterable[Event], lanes: Lanes, fields: tuple[_Field, ...]
+    memory: bytes,
+    writes: Iterable[Event],
+    lanes: Lanes,
+    fields: tuple[_Field, ...],
+    *,
+    big_endian: bool = False,
 ) -> tuple[LowRow, ...]:
     """Lay out 0x0-0xff: every byte, who wrote it last, and the fields that have a name."""
     writers: list[tuple[str, int, str] | None] = [None] * LOW_BYTES
@@ -367,7 +377,9 @@ def low_grid(
         cells = tuple(
             _low_cell(at, memory[at], writers[at], common, fields) for at in range(base, base + 16)
         )
-        names = tuple(_named(row, memory) for row in fields if base <= row.at < base + 16)
+        names = tuple(
+            _named(row, memory, big_endian) for row in fields if base <= row.at < base + 16
+        )
         rows.append(LowRow(base, cells, names))
     return tuple(rows)
 
@@ -395,12 +407,12 @@ def _low_cell(
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _named(row: _Field, memory: bytes) -> tuple[str, str]:
-    """Return (css, text) of a field; the flag is shown with its value."""
+def _named(row: _Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
+    """Return (css, text) of a field; the flag is shown with its value, as the kernel reads it."""
     css = {"fl": "flag", "o": "mut"}.get(row.css, "")
     name = row.name.removeprefix("__secondary_hold_")
     if row.css == "fl":
-        word = memory[row.at : row.at + 4]
-        value = 1 if 1 in (word[0], word[3]) and sum(word) == 1 else int.from_bytes(word, "big")
+        order: Literal["big", "little"] = "big" if big_endian else "little"
+        value = int.from_bytes(memory[row.at : row.at + row.size], order)
         name += f" = {flag_text(value)}"
     return css, f"0x{row.at:02x} {name}"
