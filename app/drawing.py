@@ -76,7 +76,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Shape:
-    """One SVG element: kind is rect, text, path or circle; css is a class list."""
+    """One SVG element: kind is rect, text, path (d) or circle (w is its radius)."""
 
     kind: str
     css: str
@@ -86,6 +86,7 @@ class Shape:
     h: float = 0.0
     text: str = ""
     href: str = ""
+    d: str = ""
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,8 @@ class Drawing:
     title: str
     description: str
     shapes: tuple[Shape, ...]
+    axis: tuple[tuple[float, int], ...] = ()
+    """(x, tick) of the corners of the axis, so that a click anywhere finds its tick."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,7 @@ def axis(
         x1: right edge of the plot.
         cap: largest weight of a fold; below 16 it caps every segment (small pictures).
     """
-    segments = clip(spans, lo, hi) or [Span(lo, max(hi, lo + 1), "", "")]
+    segments = coarse(clip(spans, lo, hi)) or [Span(lo, max(hi, lo + 1), "", "")]
     weights = [weight(s, cap) for s in segments]
     while len(segments) > 1 and (x1 - x0) * min(weights) / sum(weights) < MIN_SEGMENT_PX:
         at = min(range(len(segments) - 1), key=lambda i: segments[i].ticks + segments[i + 1].ticks)
@@ -159,6 +162,20 @@ def axis(
         edges.append(edges[-1] + (x1 - x0) * value / total)
     edges[-1] = x1
     return Axis(tuple(segments), tuple(edges))
+
+
+def coarse(spans: list[Span], limit: int = 400) -> list[Span]:
+    """Merge the shortest neighbours until at most limit spans remain, in a few passes."""
+    ticks = 1
+    while len(spans) > limit:
+        kept: list[Span] = []
+        for span in spans:
+            if kept and kept[-1].ticks + span.ticks <= ticks:
+                kept[-1] = _merge(kept[-1], span)
+            else:
+                kept.append(span)
+        spans, ticks = kept, ticks * 2
+    return spans
 
 
 def _merge(left: Span, right: Span) -> Span:
@@ -228,7 +245,7 @@ class _Canvas:
         self.shapes.append(Shape("text", css, round(x, 1), round(y, 1), text=text))
 
     def path(self, d: str, css: str, text: str = "") -> None:
-        self.shapes.append(Shape("path", css, text=text or d, href=d if text else ""))
+        self.shapes.append(Shape("path", css, text=text, d=d))
 
     def line(self, xa: float, ya: float, xb: float, yb: float, css: str) -> None:
         self.path(f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}", css)
@@ -289,13 +306,15 @@ def timeline(
         title,
         describe(scene),
         tuple(canvas.shapes[:MAX_SHAPES]),
+        (*((x, s.lo) for x, s in zip(ax.edges, ax.segments, strict=False)), (ax.edges[-1], hi)),
     )
 
 
 def describe(scene: Scene) -> str:
     """Say in words what a timeline of the whole run shows."""
     parts = []
-    for cpu, spans in scene.lanes:
+    for cpu, all_spans in scene.lanes:
+        spans = all_spans[:200]
         names = [s.name for i, s in enumerate(spans) if i == 0 or s.name != spans[i - 1].name]
         if len(names) > 14:
             names = [*names[:13], "and more"]
@@ -335,10 +354,12 @@ def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi:
     total, wide = max(scene.last_tick, 1), canvas.x1 - canvas.x0
     bars: list[Span] = []
     for span in boot:
-        if bars and (span.ticks / total * wide < 0.6 or bars[-1].letter == span.letter):
+        if bars and bars[-1].letter == span.letter:
             bars[-1] = _merge(bars[-1], span)
         else:
             bars.append(span)
+    linear = Axis((Span(0, total, "", ""),), (canvas.x0, canvas.x1))
+    bars = [span for span, _, _ in lane_spans(bars, linear, 0, total, 150)]
     for span in bars:
         x = canvas.x0 + span.lo / total * wide
         canvas.rect(x, 2, span.ticks / total * wide, 10, f"s{span.letter}", span.name)
@@ -377,7 +398,7 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
 def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
     """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it."""
     lanes = sorted(scene.lanes, key=lambda lane: lane[0] != scene.boot_cpu)
-    limit = max(8, 500 // max(len(lanes), 1))
+    limit = max(8, 300 // max(len(lanes), 1))
     for cpu, spans in lanes:
         boot = cpu == scene.boot_cpu
         tall = 24.0 if boot else 13.0
@@ -423,7 +444,7 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
     canvas.line(canvas.x0, y + tall, canvas.x1, y + tall, "hl")
     label_end = canvas.x0
     bursts = [m for m in scene.low if m.end_tick >= lo and m.tick <= hi]
-    for mark in bursts[: 150 if not canvas.narrow else 60]:
+    for mark in bursts[:80]:
         xa, xb = ax.x(mark.tick), ax.x(mark.end_tick or mark.tick)
         ya, yb = y + mark.offset / 256 * tall, y + mark.end_offset / 256 * tall
         words = f"tick {mark.tick:,}: {mark.letter} {mark.text}"
@@ -435,7 +456,9 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
         label = f"{mark.letter} {mark.text}"
         end = xb + 8 + len(label) * 6.1
         if not canvas.narrow and xb + 8 > label_end and end < canvas.x1:
-            canvas.text(xb + 8, min(max(ya + 9, y + 10), y + tall - 3), "s ha", label)
+            low = mark.end_offset - mark.offset > 16
+            at = y + tall - 3 if low else min(max(ya + 9, y + 10), y + tall - 3)
+            canvas.text(xb + 8, at, "s ha", label)
             label_end = end
     return y + tall + 8
 
@@ -449,7 +472,7 @@ def _flag_band(
     value = (before[-1].is_set, before[-1].value) if before else (False, scene.flag_start)
     edges = [(lo, *value)]
     edges += [(m.tick, m.is_set, m.value) for m in writes if lo < m.tick <= hi]
-    for index, (tick, is_set, words) in enumerate(edges[:100]):
+    for index, (tick, is_set, words) in enumerate(edges[:60]):
         end = edges[index + 1][0] if index + 1 < len(edges) else hi
         left, right = ax.x(tick), ax.x(end)
         if right <= left:
@@ -470,7 +493,7 @@ def _flag_lane(
     if not canvas.narrow:
         canvas.name(y + 16, scene.flag_name, "e m s")
     _flag_band(canvas, scene, ax, lo, hi, y, 12)
-    for mark, x, count in thin(scene.flag, ax, lo, hi):
+    for mark, x, count in thin(scene.flag, ax, lo, hi)[:60]:
         shift = -9 if mark.write else 0
         words = f"tick {mark.tick:,}: {mark.text}" + (f" and {count - 1} more" if count > 1 else "")
         x = min(max(x + shift, canvas.x0 + 7), canvas.x1 - 7)
@@ -485,8 +508,10 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
     canvas.name(y + 9, "con" if canvas.narrow else "console")
     canvas.line(canvas.x0, y + 13, canvas.x1, y + 13, "hl")
     label_end = canvas.x0
-    for mark, x, _ in thin(scene.console, ax, lo, hi)[:120]:
+    marks = thin(scene.console, ax, lo, hi)[:60]
+    for _, x, _ in marks:
         canvas.line(x, y + 1, x, y + 13, "ax")
+    for mark, x, _ in marks:
         room = int((canvas.x1 - x - 6) / 6.1)
         words = mark.text[:40]
         if room < len(words):
@@ -555,7 +580,7 @@ def _lens(
         for tick, _, letter in (c for c in cells if c[1] == cpu):
             x = canvas.x0 + (tick - first) * step
             href = f"{scene.href}{tick}/" if scene.href else ""
-            css = f"seg s{letter}" + (" now" if tick == cursor else "")
+            css = f"seg cell s{letter}" + (" now" if tick == cursor else "")
             words = f"tick {tick:,}: cpu {cpu}, {letter}"
             canvas.rect(x, y, step, 22, css, words, href)
             canvas.text(x + step / 2, y + 15, "c s b" if tick == cursor else "c s", letter)

@@ -12,17 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app import panels
-from app.drawing import Drawing, Mark, Scene, Span, mini, timeline
+from app.drawing import Drawing, Mark, Scene, Span, mini, short, timeline
 from app.index import Run
 from emulator.errors import BootflowError, SessionError
-from emulator.lanes import Lanes, lanes
-from emulator.trace import Event, TraceReader
-from emulator.verdict import FLAG_OFFSETS, Verdict, flag_text, number, verdict
+from emulator.lanes import MAX_CHANGES, Lanes, lanes
+from emulator.trace import EVENT_KINDS, Event, TraceReader
+from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, flag_text, number, verdict
 
 Query = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 WIDE, NARROW = 1400, 362
-MAX_EVENTS = 20_000
+MAX_EVENTS = 4_000
+"""Of one kind; more are counted as left out, so that a flood of one kind hides no other."""
 LENS_BACK, LENS_ON = 12, 16
 ZOOMS = (1 << 24, 1 << 16, 4096, 256)
 
@@ -51,8 +52,6 @@ class Head:
     ended: bool
     listed: bool
     asked: str
-    error: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ class RunPage:
     zooms: tuple[Zoom, ...] = ()
     kind: str = ""
     moment: Moment | None = None
+    flooded: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -134,6 +134,8 @@ class WaitPage:
     head: Head
     live: bool
     sentence: str
+    hint: str = ""
+    images: tuple[tuple[str, str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,6 @@ def head(run: Run) -> Head:
     facts += [options(spec), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
-    failed = run.status in ("failed", "killed") and not run.word
     return Head(
         run.id,
         panels.printable(title),
@@ -176,7 +177,6 @@ def head(run: Run) -> Head:
         run.ended,
         run.listed,
         run.asked,
-        error=run.verdict if failed else "",
     )
 
 
@@ -211,40 +211,63 @@ class Story:
     verdict: Verdict
     kernel_addr: int | None
     boot_cpu: int
+    stopped: tuple[int, str] | None
+    """CPU and words of an end that is no good."""
+    flag_start: str
     running: bool
-    more: int
+    flooded: tuple[str, ...]
 
 
 def story(reader: TraceReader) -> Story:
     """Read a trace."""
     spec, last = reader.spec, reader.last_tick
     kernel_addr = number(reader.placement.get("kernel_addr"))
-    row = lanes(reader.events("stage"), reader.slices(), int(spec.get("cpus", 1)), last)
-    events = list(reader.events(limit=MAX_EVENTS + 1))
-    more = max(len(events) - MAX_EVENTS, 0)
-    low = list(reader.events("low-write", limit=MAX_EVENTS))
+    row = lanes(
+        reader.events("stage", limit=MAX_CHANGES), reader.slices(), int(spec.get("cpus", 1)), last
+    )
+    events: list[Event] = []
+    flooded = []
+    for kind in EVENT_KINDS:
+        if kind != "console":  # the console has its own panel
+            found = list(reader.events(kind, limit=MAX_EVENTS + 1))
+            flooded += [kind] if len(found) > MAX_EVENTS else []
+            events += found[:MAX_EVENTS]
+    events.sort(key=lambda event: event.tick)
+    low = list(reader.events("low-write", limit=100_000))
     return Story(
         row,
-        tuple(panels.event_rows(events[:MAX_EVENTS], row, kernel_addr)),
+        tuple(panels.event_rows(events, row, kernel_addr)),
         tuple(low),
         tuple(panels.console_lines(reader.console_chunks())),
         verdict(reader),
         kernel_addr,
         int(spec.get("boot_cpu", 0)),
+        _stopped(reader),
+        flag_at_start(spec, reader.placement),
         reader.status == "running",
-        more,
+        tuple(flooded),
     )
+
+
+def _stopped(reader: TraceReader) -> tuple[int, str] | None:
+    end = reader.end
+    if end is None or end["ok"]:
+        return None
+    return int(end["cpu"] or 0), panels.printable(str(end["text"] or end["reason"]))
 
 
 def scene(run_id: str, told: Story) -> Scene:
     """Return what the timeline of a run shows."""
     drawn = []
+    last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():
         spans = [
             Span(s.lo, s.hi, s.letter, s.name, fold=s.stage in ("digest", "stopped")) for s in stays
         ]
         if cpu == told.boot_cpu and spans and spans[0].lo > 0:
             spans[0] = replace(spans[0], lo=0)
+        if told.stopped is not None and told.stopped[0] == cpu:
+            spans.append(Span(last, last + 1, "X", told.stopped[1], label="stopped"))
         drawn.append((cpu, tuple(spans)))
     steps = [step for step in told.verdict.custody if step.number > 0]
     flag = tuple(
@@ -254,9 +277,7 @@ def scene(run_id: str, told: Story) -> Scene:
         )
         for s in steps
     )  # fmt: skip
-    start = ""
-    if steps:
-        start = steps[0].value.split(" ")[0] if " " in steps[0].value else "as loaded"
+    start = told.flag_start or ("as loaded" if steps else "")
     low = tuple(
         Mark(
             row.tick, row.text, row.letter, end_tick=row.end_tick, offset=row.offset,
@@ -267,7 +288,7 @@ def scene(run_id: str, told: Story) -> Scene:
     console = tuple(Mark(line.tick, line.text) for line in told.console if line.text)
     offset = next(iter(_flag_offsets(told)), 0x5C)
     return Scene(
-        tuple(drawn), told.boot_cpu, low, flag, start, console, told.lanes.last_tick,
+        tuple(drawn), told.boot_cpu, low, flag, start, console, last + (told.stopped is not None),
         told.running, f"kernel+0x{offset:x}", f"/t/{run_id}/",
     )  # fmt: skip
 
@@ -279,9 +300,10 @@ def _flag_offsets(told: Story) -> Iterable[int]:
                 yield offset
 
 
-def run_page(run: Run, reader: TraceReader, *, width: int = 0, kind: str = "") -> RunPage:
+def run_page(
+    run: Run, reader: TraceReader, told: Story, *, width: int = 0, kind: str = ""
+) -> RunPage:
     """Make the page of a run, while it goes on and after."""
-    told = story(reader)
     drawn = scene(run.id, told)
     last = told.lanes.last_tick
     samples = _last_samples(reader, told.lanes)
@@ -293,13 +315,14 @@ def run_page(run: Run, reader: TraceReader, *, width: int = 0, kind: str = "") -
         tuple(timeline(drawn, width=w, unfold=width == -1) for w in (WIDE, NARROW)),
         panels.sampled_cpu_rows(samples, told.lanes, told.boot_cpu),
         tuple(_window(rows, 300, told.running)),
-        max(len(rows) - 300, 0) + told.more,
+        max(len(rows) - 300, 0),
         told.console[-200:],
         None,
         _placement_lines(reader),
         _images(reader),
         reader.digest or "",
         kind=kind,
+        flooded=told.flooded,
     )
 
 
@@ -335,13 +358,21 @@ def _last_samples(reader: TraceReader, row: Lanes) -> dict[int, tuple[int, str, 
 
 
 def moment_page(
-    run: Run, reader: TraceReader, tick: int, query: Query, *, width: int = 0, kind: str = ""
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    tick: int,
+    query: Query,
+    *,
+    width: int = 0,
+    kind: str = "",
 ) -> RunPage:
     """Make the page of one tick of a run.
 
     Args:
         run: its row of the index.
         reader: its trace.
+        told: what was read from it.
         tick: 0 up to the last tick.
         query: asks the run's session; raises SessionError.
         width: how many ticks round the cursor the timeline shows; 0 all, -1 all with folds open.
@@ -350,7 +381,6 @@ def moment_page(
     Raises:
         NoSuchTick: the run does not reach that tick.
     """
-    told = story(reader)
     last = told.lanes.last_tick
     if not 0 <= tick <= last:
         more = " so far" if told.running else ""
@@ -376,16 +406,17 @@ def moment_page(
     rows = [row for row in told.rows if not kind or row.kind == kind]
     shown, more_events = _around(rows, tick)
     return RunPage(
-        head(run), told.verdict, last, drawings, moment.cpus, shown, more_events + told.more,
+        head(run), told.verdict, last, drawings, moment.cpus, shown, more_events,
         tuple(console[-200:]), after, _placement_lines(reader), (), reader.digest or "",
         tuple(Zoom(short_name(w), w, w == width) for w in (0, *ZOOMS, -1) if w < last), kind,
         moment,
+        told.flooded,
     )  # fmt: skip
 
 
 def short_name(width: int) -> str:
     """Name a zoom."""
-    return {0: "whole run", -1: "unfold"}.get(width, f"{width:,} ticks")
+    return {0: "whole run", -1: "unfold"}.get(width) or short(width)
 
 
 def _ask(query: Query, run_id: str, tick: int) -> tuple[dict[str, Any], str]:
@@ -420,6 +451,8 @@ def _moment(
     low = bytes.fromhex(state.get("low_memory", ""))
     writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
+    fields = panels.low_fields(reader.placement.get("low_fields") or [])
+    big = bool(reader.placement.get("kernel_big_endian"))
     nips = {str(cpu["cpu"]): str(cpu["registers"]["nip"]) for cpu in cpus}
     code = tuple(
         (int(cpu), panels.code_lines(lines, nips.get(cpu, "0")))
@@ -430,7 +463,7 @@ def _moment(
         panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
         tuple(panels.register_block(cpu, old.get(int(cpu["cpu"]))) for cpu in cpus),
         code,
-        panels.low_grid(low, writes, told.lanes) if state else (),
+        panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,
@@ -441,7 +474,8 @@ def _moment(
 
 
 def _flag_value(flag: dict[str, Any]) -> dict[str, Any]:
-    return {**flag, "shown": flag_text(number(flag["value"]))}
+    value = number(flag["value"]) or 0
+    return {**flag, "shown": flag_text(value), "digits": f"{value:0{2 * int(flag['size'])}x}"}
 
 
 def _differences(low: bytes, kernel_low: bytes) -> tuple[tuple[int, str, str], ...]:
@@ -482,8 +516,8 @@ def _around(rows: list[panels.EventRow], tick: int) -> tuple[tuple[panels.EventR
     return shown, len(rows) - len(shown)
 
 
-def wait_page(run: Run) -> WaitPage:
-    """Make the page of a run without a trace."""
+def wait_page(run: Run, reader: TraceReader | None = None) -> WaitPage:
+    """Make the page of a run that has no tick to show: not started, refused, deleted."""
     sentences = {
         "queued": "Waiting for a free worker.",
         "running": "Starting.",
@@ -493,7 +527,21 @@ def wait_page(run: Run) -> WaitPage:
     sentence = sentences.get(run.status, "")
     if run.verdict:
         sentence = f"{sentence} {run.verdict}".strip()
-    return WaitPage(head(run), not run.ended, sentence or f"The run is {run.status}.")
+    error = reader.error if reader is not None else None
+    return WaitPage(
+        head(run),
+        not run.ended,
+        panels.printable(sentence or f"The run is {run.status}."),
+        panels.printable(str(error["hint"])) if error else "",
+        _images(reader) if reader is not None else _uploaded(run),
+    )
+
+
+def _uploaded(run: Run) -> tuple[tuple[str, str, str, int], ...]:
+    return tuple(
+        (role, panels.printable(str(f["name"])), str(f["sha256"]), int(f["size_bytes"]))
+        for role, f in run.files.items()
+    )
 
 
 def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:

@@ -9,18 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
-from emulator.handoff import LOW_FIELDS
+from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
+from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_PR, msr_names
 from emulator.trace import ConsoleChunk, Event
 from emulator.verdict import flag_offset, flag_text, number
 
 LOW_BYTES = 256
-MSR_BITS = (
-    ("SF", 63), ("HV", 60), ("VEC", 25), ("VSX", 23), ("EE", 15), ("PR", 14), ("FP", 13),
-    ("ME", 12), ("SE", 10), ("BE", 9), ("IR", 5), ("DR", 4), ("PMM", 2), ("RI", 1), ("LE", 0),
-)  # fmt: skip
 _NOT_TEXT = re.compile(r"[^\x20-\x7e]")
 
 
@@ -133,17 +130,12 @@ def printable(text: str) -> str:
     return _NOT_TEXT.sub(".", text)
 
 
-def msr_names(msr: int) -> str:
-    """Return the names of the bits that are set, in the order of the kernel's oops."""
-    return ",".join(name for name, bit in MSR_BITS if msr >> bit & 1)
-
-
 def msr_mode(msr: int) -> str:
     """Return what matters of an MSR in words: byte order and translation."""
-    order = "LE" if msr & 1 else "BE"
-    fetch, data = msr >> 5 & 1, msr >> 4 & 1
-    mmu = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
-    return f"{order}, MMU {mmu[fetch, data]}" + (", user" if msr >> 14 & 1 else "")
+    order = "LE" if msr & MSR_LE else "BE"
+    fetch, data = bool(msr & MSR_IR), bool(msr & MSR_DR)
+    words = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
+    return f"{order}, MMU {words[fetch, data]}" + (", user" if msr & MSR_PR else "")
 
 
 def event_rows(events: Iterable[Event], lanes: Lanes, kernel_addr: int | None) -> list[EventRow]:
@@ -182,13 +174,18 @@ def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
     text = printable(event.text)
     if event.kind == "stage":
         letter = stage_letter(stage_id(event.text))
-        text = f"enters {stage_name(stage_id(event.text))}"
+        identifier = stage_id(event.text)
+        text = "joins the new kernel" if identifier == "joins" else ""
+        text = text or f"enters {stage_name(identifier)}"
     elif event.kind == "low-write":
         offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
         end = min(offset + (event.size or 1), LOW_BYTES)
-        text = event.value or ""
+        value = "?" if event.value is None else f"0x{number(event.value):x}"
+        text = f"{value} {text.removeprefix('__secondary_hold_')}".strip()
     elif event.kind.startswith("flag-"):
         text = _flag_event_text(event, kernel_addr)
+    elif event.kind == "cpu-released":
+        text = "leaves the hold loop"
     elif event.kind == "end":
         text = text or "the run ends"
     if not text:
@@ -209,8 +206,8 @@ def _flag_event_text(event: Event, kernel_addr: int | None) -> str:
 
 def _low_text(row: EventRow) -> str:
     if row.count == 1:
-        return f"store at 0x{row.offset:02x} <- {row.text or '?'}"
-    return f"{row.count} stores to 0x{row.offset:02x}-0x{row.end_offset - 1:02x}"
+        return f"0x{row.offset:02x} <- {row.text}"
+    return f"0x{row.offset:02x}-0x{row.end_offset - 1:02x} by {row.count} stores"
 
 
 def console_lines(chunks: Iterable[ConsoleChunk]) -> list[ConsoleLine]:
@@ -247,7 +244,7 @@ def cpu_rows(
         stay = lanes.at(cpu, tick)
         msr = number(registers["msr"]) or 0
         doing, doing_tick = _doing(cpu, bool(state.get("parked")), lanes, released, tick)
-        identifier = str(state.get("stage", "")) or (stay.stage if stay else "")
+        identifier = stay.stage if stay else str(state.get("stage", ""))
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
@@ -333,7 +330,37 @@ def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...
     return tuple(out)
 
 
-def low_grid(memory: bytes, writes: Iterable[Event], lanes: Lanes) -> tuple[LowRow, ...]:
+@dataclass(frozen=True)
+class _Field:
+    """A named field of low memory at its place in this kernel."""
+
+    name: str
+    at: int
+    size: int
+    css: str
+
+
+def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
+    """Return the fields of low memory as the placement found them in this kernel, and the ABI's."""
+    flag = FLAGS[0].at
+    known = {row.name: (row.at, row.size) for row in LOW_FIELDS if row.at is not None}
+    known |= {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
+    found = []
+    for name, (at, size) in known.items():
+        if 0 <= at < LOW_BYTES:
+            css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
+            found.append(_Field(name, at, size if size <= 8 else 4, css))
+    return tuple(sorted(found, key=lambda row: row.at))
+
+
+def low_grid(
+    memory: bytes,
+    writes: Iterable[Event],
+    lanes: Lanes,
+    fields: tuple[_Field, ...],
+    *,
+    big_endian: bool = False,
+) -> tuple[LowRow, ...]:
     """Lay out 0x0-0xff: every byte, who wrote it last, and the fields that have a name."""
     writers: list[tuple[str, int, str] | None] = [None] * LOW_BYTES
     for event in writes:
@@ -348,19 +375,28 @@ def low_grid(memory: bytes, writes: Iterable[Event], lanes: Lanes) -> tuple[LowR
     rows = []
     for base in range(0, LOW_BYTES, 16):
         cells = tuple(
-            _low_cell(at, memory[at], writers[at], common) for at in range(base, base + 16)
+            _low_cell(at, memory[at], writers[at], common, fields) for at in range(base, base + 16)
         )
-        rows.append(LowRow(base, cells, _fields_of(base, memory)))
+        names = tuple(
+            _named(row, memory, big_endian) for row in fields if base <= row.at < base + 16
+        )
+        rows.append(LowRow(base, cells, names))
     return tuple(rows)
 
 
-def _low_cell(at: int, value: int, who: tuple[str, int, str] | None, common: str) -> LowCell:
+def _low_cell(
+    at: int,
+    value: int,
+    who: tuple[str, int, str] | None,
+    common: str,
+    fields: tuple[_Field, ...],
+) -> LowCell:
     css = [] if value else ["z"]
     title = f"0x{at:02x}"
-    for row in LOW_FIELDS:
+    for row in fields:
         if row.at <= at < row.at + row.size:
             css += ["a"] + ["a1"] * (at == row.at) + ["a2"] * (at == row.at + row.size - 1)
-            css += ["fl"] if row.at == 0x5C else [] if row.abi else ["o"]
+            css += [row.css] if row.css else []
             title += f" {row.name}"
     if who is None:
         return LowCell(at, f"{value:02x}", ".", None, f"{title}: not written yet", " ".join(css))
@@ -371,11 +407,12 @@ def _low_cell(at: int, value: int, who: tuple[str, int, str] | None, common: str
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _fields_of(base: int, memory: bytes) -> tuple[tuple[str, str], ...]:
-    """Return (css, text) of the fields that begin in a row, with the values that are addresses."""
-    out = []
-    for row in LOW_FIELDS:
-        if base <= row.at < base + 16:
-            css = "flag" if row.at == 0x5C else "" if row.abi else "mut"
-            out.append((css, f"0x{row.at:02x} {row.name}"))
-    return tuple(out)
+def _named(row: _Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
+    """Return (css, text) of a field; the flag is shown with its value, as the kernel reads it."""
+    css = {"fl": "flag", "o": "mut"}.get(row.css, "")
+    name = row.name.removeprefix("__secondary_hold_")
+    if row.css == "fl":
+        order: Literal["big", "little"] = "big" if big_endian else "little"
+        value = int.from_bytes(memory[row.at : row.at + row.size], order)
+        name += f" = {flag_text(value)}"
+    return css, f"0x{row.at:02x} {name}"

@@ -5,7 +5,7 @@
     checkpoint                    digests of the machine's state, by which a replay proves itself
 
 Readable while it is written (write-ahead log), whole after `kill -9`, open to anyone's SQL. Never
-in here: bytes of the engine (its saved contexts hold host pointers). Never in the digest: the clock.
+in here: bytes of the engine (its contexts hold host pointers). Never in the digest: the clock.
 Nobody else knows the bytes: everything goes through `TraceWriter` and `TraceReader`.
 
 The columns are in `trace_schema.py`, the reader is in `trace_reader.py`; import both from here.
@@ -58,6 +58,7 @@ from emulator.trace_schema import (
 __all__ = [
     "APPLICATION_ID",
     "EVENT_KINDS",
+    "ROLES",
     "SCHEMA",
     "STATUSES",
     "TRACE_VERSION",
@@ -271,6 +272,10 @@ class TraceWriter:
         """Close a run that did not come to its end; status is killed, cancelled or failed."""
         if status not in STATUSES[2:]:
             raise TraceError(f"status {status!r} is not one of {STATUSES[2:]}")
+        if self._packing is None:  # never started: there is no trace
+            self._db.close()
+            self.path.unlink(missing_ok=True)
+            return
         self._join_packing()
         self._meta |= {"status": status, "why": clean_text(why, 1024)}
         self._close()
@@ -281,11 +286,26 @@ class TraceWriter:
         self.flush()
 
     def _close(self) -> None:
+        """Fold the log into the file, so that the one file is the whole trace."""
         self.flush()
-        for _ in range(20):  # a reader of the live page may hold the file for a moment
+        for _ in range(5):
             try:
                 self._db.execute("PRAGMA journal_mode=DELETE")
-                break
-            except sqlite3.OperationalError:
-                time.sleep(0.05)
+                self._db.close()
+                return
+            except sqlite3.OperationalError:  # someone reads
+                time.sleep(0.02)
+        self._close_beside_readers()
+
+    def _close_beside_readers(self) -> None:
+        """Put a whole copy into the file's place; readers of the old one are not disturbed."""
+        copy = self.path.with_name(f"{self.path.name}-copy")
+        copy.unlink(missing_ok=True)
+        target = sqlite3.connect(copy)
+        self._db.backup(target)
+        target.execute("PRAGMA journal_mode=DELETE")
+        target.close()
         self._db.close()
+        copy.replace(self.path)
+        for ending in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)

@@ -1,0 +1,240 @@
+"""Blueprint: the gallery with its form, and what the form or `curl -F` sends.
+
+Uploaded files are stored as bytes and hashed, never parsed here: that is the sandboxed session's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from flask import Blueprint, Response, current_app, redirect, request, url_for
+from werkzeug.datastructures import FileStorage, MultiDict
+from werkzeug.wrappers import Response as AnyResponse
+
+from app import pages
+from app.errors import BadOption, TooManyRuns, reads_html
+from app.index import Run, new_id, trace_path, upload_path
+from app.owners import own_tokens, remember
+from app.panels import printable
+from app.render import render
+from app.runs import index, open_trace
+from emulator.errors import BootflowError, LimitError
+
+blueprint = Blueprint("uploads", __name__)
+
+ROLES = {"kernel": "kernel", "purgatory": "purgatory", "dtb": "dtb", "ramdisk": "initrd"}
+NEEDED = ("kernel", "purgatory")
+_SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+)([KMG]?)\Z")
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
+_CHUNK_BYTES = 1 << 20
+
+
+@blueprint.get("/")
+def show_gallery() -> AnyResponse:
+    """Show the runs and the form."""
+    return _gallery("html")
+
+
+@blueprint.get("/runs.<form>")
+def show_gallery_twin(form: str) -> AnyResponse:
+    """Show the runs as text or JSON."""
+    if form not in ("txt", "json"):
+        raise BadOption(f"no format .{form[:16]!r}", hint="There are txt and json.")
+    return _gallery(form)
+
+
+def _gallery(form: str) -> AnyResponse:
+    words = request.args.get("q", "")[:200]
+    listed = index().recent(limit=50, words=words)
+    own = index().recent(limit=20, words=words, ids=list(own_tokens()))
+    seen = {run.id for run in own}
+    page = pages.GalleryPage(
+        tuple(_row(run) for run in own),
+        tuple(_row(run) for run in listed if run.id not in seen),
+        words,
+        limits(),
+    )
+    response = render(page, form)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _row(run: Run) -> pages.GalleryRow:
+    if run.ended and run.word:
+        return _ended_row(str(trace_path(Path(current_app.config["DATA_DIR"]), run.id)), run.id)
+    return _open_row(run)
+
+
+@lru_cache(maxsize=512)
+def _ended_row(_path: str, run_id: str) -> pages.GalleryRow:
+    return _open_row(index().get(run_id))
+
+
+def _open_row(run: Run) -> pages.GalleryRow:
+    try:
+        reader = open_trace(run)
+    except BootflowError:
+        reader = None
+    if reader is None:
+        return pages.gallery_row(run, None)
+    with reader:
+        return pages.gallery_row(run, reader)
+
+
+def limits() -> dict[str, int]:
+    """Return the limits that the form shows and that an error names."""
+    names = ("MAX_UPLOAD_BYTES", "MAX_CPUS", "MAX_MEM_BYTES", "MAX_QUEUED")
+    return {name.lower(): int(current_app.config[name]) for name in names}
+
+
+@blueprint.post("/")
+def upload() -> AnyResponse:
+    """Store the files, queue the run, answer with its permalink."""
+    spec = parse_spec(request.form, limits())
+    waiting = len(index().unfinished())
+    if waiting >= limits()["max_queued"]:
+        raise TooManyRuns(
+            f"{waiting} runs are waiting or going on; {limits()['max_queued']} may",
+            hint="Try again in a minute.",
+        )
+    run_id = new_id()
+    data_dir = Path(current_app.config["DATA_DIR"])
+    try:
+        files = _store_all(data_dir, run_id)
+    except BootflowError:
+        _forget(data_dir, run_id)
+        raise
+    title = " ".join(request.form.get("title", "").split())
+    run, token = index().add(
+        spec=spec,
+        files=files,
+        title=title,
+        listed=request.form.get("listed", "") not in ("", "0"),
+        run_id=run_id,
+    )
+    current_app.config["ENQUEUE"](run.id)
+    return _answer(run, token)
+
+
+def _answer(run: Run, token: str) -> AnyResponse:
+    path = url_for("runs.show_run", run_id=run.id)
+    if reads_html():
+        response: AnyResponse = redirect(path, code=303)
+    else:
+        base = (current_app.config["PUBLIC_URL"] or request.host_url).rstrip("/")
+        text = (
+            f"{base}{path}\n"
+            f"state:        {run.status}\n"
+            f"verdict:      {base}/t/{run.id}.txt\n"
+            f"delete token: {token}\n"
+        )
+        response = Response(text, 201, mimetype="text/plain")
+        response.headers["Location"] = f"{base}{path}"
+    remember(response, run.id, token)
+    response.headers["Cache-Control"] = "no-store"
+    return response
+
+
+def _store_all(data_dir: Path, run_id: str) -> dict[str, Any]:
+    """Store the uploaded files; return {role: name, sha256 and size}."""
+    files: dict[str, Any] = {}
+    for name, role in ROLES.items():
+        storage = request.files.get(name)
+        if storage is None or not storage.filename:
+            if name in NEEDED:
+                raise BadOption(
+                    f"no file {name!r} in the form",
+                    hint="curl -F kernel=@vmlinux -F purgatory=@purgatory.ro sends both.",
+                )
+            continue
+        files[role] = _store(storage, upload_path(data_dir, run_id, role))
+        if not files[role]["size_bytes"]:
+            raise BadOption(f"{name}: {files[role]['name']} is empty")
+    return files
+
+
+def _store(storage: FileStorage, path: Path) -> dict[str, Any]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest, size = hashlib.sha256(), 0
+    with path.open("wb") as out:
+        while chunk := storage.stream.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+            out.write(chunk)
+    name = printable(Path(storage.filename or "").name)[:100]
+    return {"name": name, "sha256": digest.hexdigest(), "size_bytes": size}
+
+
+def _forget(data_dir: Path, run_id: str) -> None:
+    for role in ROLES.values():
+        upload_path(data_dir, run_id, role).unlink(missing_ok=True)
+
+
+def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, Any]:
+    """Return what the form asks for as a RunSpec document.
+
+    Raises:
+        BadOption: a field is not what it should be.
+        LimitError: more CPUs or memory than this server gives.
+    """
+    mode = form.get("mode", "load-panic")
+    if mode not in ("load", "load-panic"):
+        raise BadOption(f"mode {mode[:40]!r}", hint="It is load or load-panic.")
+    cpus = _integer(form, "cpus", 4)
+    boot_cpu = _integer(form, "boot_cpu", 0)
+    if not 1 <= cpus <= limit["max_cpus"]:
+        raise LimitError(f"{cpus} CPUs; 1 to {limit['max_cpus']} are possible")
+    if not 0 <= boot_cpu < cpus:
+        raise BadOption(f"boot_cpu {boot_cpu} of {cpus} CPUs", hint="CPUs are counted from 0.")
+    mem_bytes = parse_size(form.get("mem", "") or "1G", "mem")
+    if mem_bytes > limit["max_mem_bytes"]:
+        most = pages.size_text(limit["max_mem_bytes"])
+        raise LimitError(f"mem {pages.size_text(mem_bytes)}; at most {most} is possible")
+    base = form.get("base", "")
+    append = form.get("append", "") or form.get("command-line", "")
+    if len(append) > 2047 or not append.isprintable():
+        raise BadOption("append: at most 2,047 printable characters")
+    return {
+        "mode": mode,
+        "append": append,
+        "cpus": cpus,
+        "boot_cpu": boot_cpu,
+        "mem_bytes": mem_bytes,
+        "base_addr": parse_size(base, "base") if base else None,
+        "checks": not _ticked(form, "no-checks"),
+        "debug": _ticked(form, "debug"),
+        "seed": _integer(form, "seed", 0),
+        "until": _until(form),
+    }
+
+
+def _until(form: MultiDict[str, str]) -> str | None:
+    until = form.get("until", "").strip()
+    if until and not re.fullmatch(r"[A-Za-z0-9_.$]{1,128}", until):
+        raise BadOption(f"until {until[:40]!r}", hint="Give a symbol or a tick.")
+    return until or None
+
+
+def _ticked(form: MultiDict[str, str], name: str) -> bool:
+    return form.get(name, "") not in ("", "0", "off", "false", "no")
+
+
+def _integer(form: MultiDict[str, str], name: str, default: int) -> int:
+    text = form.get(name, "").strip()
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,15}", text):
+        raise BadOption(f"{name} {text[:40]!r} is not a number")
+    return int(text)
+
+
+def parse_size(text: str, name: str) -> int:
+    """Return bytes of "512M", "0x2000000" or "1073741824"."""
+    match = _SIZE.match(text.strip())
+    if not match or len(text) > 24:
+        raise BadOption(f"{name} {text[:40]!r} is not a size", hint="Write 512M, 1G or 0x2000000.")
+    return int(match[1], 0 if match[1].startswith("0x") else 10) << _UNITS[match[2]]
