@@ -262,7 +262,8 @@ def scene(run_id: str, told: Story) -> Scene:
     last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():
         spans = [
-            Span(s.lo, s.hi, s.letter, s.name, fold=s.stage in ("digest", "stopped")) for s in stays
+            Span(s.lo, s.hi, s.letter, s.name, s.stage, fold=s.stage in ("digest", "stopped"))
+            for s in stays
         ]
         if cpu == told.boot_cpu and spans and spans[0].lo > 0:
             spans[0] = replace(spans[0], lo=0)
