@@ -250,7 +250,7 @@ def story(reader: TraceReader) -> Story:
 
 
 def _is_loop(stay: Stay) -> bool:
-    """Say whether a stay is one long loop, which a timeline may fold: the digest of all segments."""
+    """Say whether a stay is one long loop that a timeline may fold: the digest of the segments."""
     return stay.stage == "digest" and stay.hi - stay.lo > 4096
 
 
