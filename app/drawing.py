@@ -383,11 +383,11 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
     canvas.name(y + 24, "ticks in it", "e m")
     for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
         room, middle = right - left, (left + right) / 2
-        name = span.label or span.name
-        if span.merged:
-            name += " +"
-        if len(name) * CHAR_PX < room:
-            canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
+        for name in (span.name, span.label):
+            name += " +" if span.merged else ""
+            if len(name) * CHAR_PX < room:
+                canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
+                break
         for words in (f"{span.ticks:,}", short(span.ticks)):
             if len(words) * 6.1 < room - 2:
                 canvas.text(middle, y + 24, "c m s", words)

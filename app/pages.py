@@ -15,7 +15,7 @@ from app import panels
 from app.drawing import Drawing, Mark, Scene, Span, mini, short, timeline
 from app.index import Run
 from emulator.errors import BootflowError, SessionError
-from emulator.lanes import MAX_CHANGES, Lanes, lanes
+from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import EVENT_KINDS, Event, TraceReader
 from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, flag_text, number, verdict
 
@@ -249,6 +249,11 @@ def story(reader: TraceReader) -> Story:
     )
 
 
+def _is_loop(stay: Stay) -> bool:
+    """Say whether a stay is one long loop that a timeline may fold: the digest of the segments."""
+    return stay.stage == "digest" and stay.hi - stay.lo > 4096
+
+
 def _stopped(reader: TraceReader) -> tuple[int, str] | None:
     end = reader.end
     if end is None or end["ok"]:
@@ -261,9 +266,7 @@ def scene(run_id: str, told: Story) -> Scene:
     drawn = []
     last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():
-        spans = [
-            Span(s.lo, s.hi, s.letter, s.name, fold=s.stage in ("digest", "stopped")) for s in stays
-        ]
+        spans = [Span(s.lo, s.hi, s.letter, s.name, s.stage, fold=_is_loop(s)) for s in stays]
         if cpu == told.boot_cpu and spans and spans[0].lo > 0:
             spans[0] = replace(spans[0], lo=0)
         if told.stopped is not None and told.stopped[0] == cpu:

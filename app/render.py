@@ -11,6 +11,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -70,13 +71,26 @@ def fit(text: str) -> str:
         if len(line) <= TEXT_COLUMNS:
             lines.append(line)
             continue
-        indent = len(line) - len(line.lstrip())
-        margin = " " * min(indent + 2 if indent or ":" not in line[:14] else 10, 24)
+        margin = " " * _margin(line)
         lines += textwrap.wrap(
             line, TEXT_COLUMNS, subsequent_indent=margin, drop_whitespace=True,
             break_on_hyphens=False,
         )  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+_EVENT_ROW = re.compile(r"[> ] *\d+ +\S+ \S? ")
+_CPU_ROW = re.compile(r" ?\d+[ *] \S .{22} ")
+
+
+def _margin(line: str) -> int:
+    """Return how far the second line of a broken row is indented: to its last column."""
+    for row in (_EVENT_ROW, _CPU_ROW):
+        match = row.match(line)
+        if match:
+            return match.end()
+    indent = len(line) - len(line.lstrip())
+    return min(indent + 2 if indent or ":" not in line[:14] else 10, 24)
 
 
 @lru_cache(maxsize=1)

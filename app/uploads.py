@@ -75,14 +75,15 @@ def _ended_row(_path: str, run_id: str) -> pages.GalleryRow:
 
 
 def _open_row(run: Run) -> pages.GalleryRow:
+    """Make a row of the gallery; a trace that cannot be read costs its picture, not the page."""
     try:
         reader = open_trace(run)
+        if reader is not None:
+            with reader:
+                return pages.gallery_row(run, reader)
     except BootflowError:
-        reader = None
-    if reader is None:
-        return pages.gallery_row(run, None)
-    with reader:
-        return pages.gallery_row(run, reader)
+        current_app.logger.warning("run %s: no picture of its trace", run.id, exc_info=True)
+    return pages.gallery_row(run, None)
 
 
 def limits() -> dict[str, int]:

@@ -374,6 +374,22 @@ def test_gallery_filters_by_words(site: Site) -> None:
     assert [run["id"] for run in document["runs"]] == [run_id]
 
 
+def test_a_damaged_trace_does_not_take_the_gallery_down(site: Site) -> None:
+    good, _ = site.add()
+    bad, _ = site.add()
+    path = trace_path(site.index.data_dir, bad)
+    data = bytearray(path.read_bytes())
+    data[4096:] = bytes(len(data) - 4096)
+    path.write_bytes(data)
+    page = site.client.get("/")
+    assert page.status_code == 200
+    assert good in page.text
+    assert bad in page.text
+    answer = site.client.get(f"/t/{bad}/")
+    assert answer.status_code == 422
+    assert "trace-corrupt" in answer.text
+
+
 def test_trace_can_be_taken_away_when_finished(site: Site) -> None:
     run_id, _ = site.add()
     answer = site.client.get(f"/t/{run_id}.bootflow")
