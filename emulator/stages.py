@@ -182,6 +182,8 @@ class StageTracker:
         self.cpus = [CpuStage() for _ in range(cpus)]
         self.boot_cpu = boot_cpu
         self.moved = False
+        self.digest_checked = False
+        """The boot CPU has been in the digest check."""
         self.until_reached: tuple[int, int] | None = None
         """(tick, cpu) at which the row `until` was entered."""
 
@@ -200,6 +202,7 @@ class StageTracker:
         released = at.stage == "hold" and stage != "hold" and not at.released
         at.released = at.released or released
         at.stage, at.since = stage, tick
+        self.digest_checked = self.digest_checked or stage == "digest"
         return Change(tick, cpu, nip, stage, released)
 
     def _stage_of(self, row: CodeRow | None, cpu: int, at: CpuStage) -> str:

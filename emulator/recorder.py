@@ -1,0 +1,365 @@
+"""Machine + schedule -> the record stream of a trace.
+
+What it is: `RunSpec`, all that decides a run; `prepare`, which makes a `Run` of a spec and the images;
+and `Recorder`, the one loop that hands out slices, parks CPUs that only spin, takes checkpoints and
+ends the run with a named reason. What it is not: a writer of files (`trace`), nor a replay (`session`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+from emulator.devicetree import DeviceTree
+from emulator.errors import LimitError, PlacementError
+from emulator.handoff import STAGE_BY_ID
+from emulator.images import KernelImage, read_device_tree, read_kernel, read_purgatory
+from emulator.machine import Stop
+from emulator.mmu import ACCESS_FETCH, ACCESS_READ
+from emulator.placement import Addresses, LoadOptions, Placement, place
+from emulator.run import Emit, Record, Run, hex64
+from emulator.schedule import Schedule
+from emulator.spin import PROBE_STEPS, Spin, find_spin
+
+DEFAULT_QUANTUM: Final = 1000
+DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
+CHECKPOINT_TICKS: Final = 100_000_000
+"""A state digest is taken at the first slice boundary after so many ticks."""
+SUSPICIOUS_BYTES: Final = 128
+"""A slice that stayed within so many bytes of code may be a spin: it is probed."""
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run, besides the images."""
+
+    mode: str = "load"
+    """load (kexec) or load-panic (kdump)."""
+    append: str = ""
+    cpus: int = 1
+    boot_cpu: int = 0
+    mem_bytes: int = 1 << 30
+    base_addr: int | None = None
+    checks: bool = True
+    debug: bool = False
+    quantum: int = DEFAULT_QUANTUM
+    seed: int = 0
+    until: str | None = None
+    """A symbol of the kernel, or a tick in decimal."""
+    limit_ticks: int = DEFAULT_LIMIT_TICKS
+    addresses: Mapping[str, int] | None = None
+    """Places to use instead of choosing them (`placement.Addresses`)."""
+
+    def to_json(self) -> Record:
+        """As the trace keeps it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> RunSpec:
+        """The spec of a JSON object; unknown keys and wrong types are a PlacementError."""
+        fields = cls.__dataclass_fields__
+        unknown = sorted(set(document) - set(fields))
+        if unknown:
+            raise PlacementError(f"unknown option {unknown[0]!r}", hint="see `bootflow record --help`")
+        spec = cls(**document)
+        if spec.mode not in ("load", "load-panic"):
+            raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
+        if not 0 < spec.limit_ticks <= 1 << 40:
+            raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
+        return spec
+
+    @property
+    def load_options(self) -> LoadOptions:
+        """The part of it that is the kexec loader's."""
+        return LoadOptions(
+            panic=self.mode == "load-panic",
+            append=self.append,
+            checks=self.checks,
+            debug=self.debug,
+            cpus=self.cpus,
+            boot_cpu=self.boot_cpu,
+            mem_bytes=self.mem_bytes,
+            base_addr=self.base_addr,
+        )
+
+    @property
+    def until_tick(self) -> int | None:
+        """The tick of `until`, None when it is a symbol or absent."""
+        return int(self.until) if self.until and self.until.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Images read and placed."""
+
+    spec: RunSpec
+    kernel: KernelImage
+    placement: Placement
+
+    def start(self, emit: Emit, *, counting: bool = True) -> Run:
+        """A machine at tick 0."""
+        until = self.spec.until if self.spec.until_tick is None else None
+        if until is not None and self.kernel.symbols.find(until) is None:
+            raise PlacementError(
+                f"--until {until}: no such symbol in {self.kernel.name}",
+                hint="give a function of the kernel, or a tick",
+            )
+        return Run(
+            self.placement, self.kernel, seed=self.spec.seed, emit=emit, until=until,
+            counting=counting,
+        )  # fmt: skip
+
+    def record(self) -> Record:
+        """The placement record of the trace: what was put where."""
+        p = self.placement
+        return {
+            "t": "placement",
+            "kernel_addr": hex64(p.kernel_addr),
+            "kernel_bytes": self.kernel.mem_bytes,
+            "entry_addr": hex64(p.entry_addr),
+            "purgatory_addr": hex64(p.purgatory_addr),
+            "dt_addr": hex64(p.dt_addr),
+            "stack_addr": hex64(p.stack_addr),
+            "backup_addr": hex64(p.backup_addr),
+            "handover_addr": hex64(p.handover_addr),
+            "cpu_ids": list(p.cpu_ids),
+            "boot_cpu": p.boot_cpu,
+            "mem_bytes": p.mem_bytes,
+            "run_at_load": p.run_at_load,
+            "digest": p.digest,
+            "kernel_big_endian": p.kernel_big_endian,
+            "purgatory_big_endian": p.purgatory_big_endian,
+            "command_line": p.command_line,
+            "segments": [
+                {"name": s.name, "addr": hex64(s.addr), "bytes": len(s.data), "mem": s.mem_bytes}
+                for s in p.segments
+            ],
+            "flags": [
+                {"name": flag.name, "addr": hex64(p.kernel_addr + at), "at": at, "size": flag.size}
+                for flag, at in p.flags
+            ],
+            "low_fields": [
+                {"name": field.name, "at": at, "size": field.size, "note": field.note}
+                for field, at in p.low_fields
+            ],
+            "debug": p.debug_lines(),
+        }
+
+
+def prepare(spec: RunSpec, images: Mapping[str, tuple[str, bytes]]) -> Prepared:
+    """Read the images and place them.
+
+    Args:
+        spec: what is asked for.
+        images: role (kernel, purgatory, dtb, initrd) -> (file name, content).
+
+    Raises:
+        ImageError, PlacementError, LimitError: the input cannot be used; nothing has run.
+    """
+    kernel = read_kernel(images["kernel"][1], images["kernel"][0])
+    purgatory = read_purgatory(images["purgatory"][1], images["purgatory"][0])
+    dtb: DeviceTree | None = None
+    if "dtb" in images:
+        dtb = read_device_tree(images["dtb"][1], images["dtb"][0])
+    initrd = images["initrd"][1] if "initrd" in images else b""
+    addresses = Addresses(**spec.addresses) if spec.addresses else None
+    placement = place(
+        kernel, purgatory, spec.load_options, dtb=dtb, initrd=initrd, addresses=addresses
+    )
+    return Prepared(spec, kernel, placement)
+
+
+@dataclass(frozen=True)
+class Parked:
+    """A CPU that only spins: it retires nothing until a byte that it depends on changes."""
+
+    since: int
+    spin: Spin
+    bytes_seen: tuple[tuple[int, bytes], ...]
+    """(physical address, content) of what it reads and of the instructions it runs."""
+
+
+class Recorder:
+    """Runs a hand-off to its end and emits its records.
+
+    Args:
+        prepared: what to run.
+        emit: takes each record.
+        poll: called between slices; a text ends the run with the reason "cancelled".
+        on_checkpoint: called with (run, tick) when a state digest has been taken.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        emit: Emit,
+        *,
+        poll: Callable[[], str | None] = lambda: None,
+        on_checkpoint: Callable[[Run], None] = lambda run: None,
+    ) -> None:
+        self.spec = prepared.spec
+        self.run = prepared.start(emit)
+        self.schedule = Schedule(self.spec.quantum, self.spec.seed)
+        self._emit, self._poll, self._on_checkpoint = emit, poll, on_checkpoint
+        self._parked: dict[int, Parked] = {}
+        self._not_spins: set[tuple[int, int, int]] = set()
+        self._slices = 0
+        self._last_checkpoint = 0
+        self._stages_seen = 0
+
+    def record(self) -> Record:
+        """Run to the end; returns the end record, which has been emitted too."""
+        last = self.run.placement.boot_cpu
+        self._checkpoint()
+        end: Record | None = None
+        while end is None:
+            self._wake()
+            running = [n for n in range(self.spec.cpus) if n not in self._parked]
+            if not running:
+                end = self._stuck()
+                break
+            last = self.schedule.next_cpu(last, running)
+            end = self._slice(last, len(running))
+            if self._due():
+                self._checkpoint()
+            cancelled = self._poll() if end is None else None
+            if cancelled:
+                end = self._end("cancelled", cancelled, last, ok=False)
+        self._checkpoint()
+        self._emit(end)
+        return end
+
+    def _slice(self, cpu: int, running: int) -> Record | None:
+        """Run one CPU for one slice; the end record when that ends the run."""
+        machine = self.run.machine
+        begin = machine.tick
+        stop_at = self.spec.until_tick
+        ceiling = self.spec.limit_ticks if stop_at is None else stop_at
+        target = min(begin + self.schedule.length(self._slices, running), ceiling)
+        self._slices += 1
+        stop = self.run.advance(cpu, target, exact=target == ceiling)
+        if stop.why == "limit":
+            self._probe(cpu)
+        if machine.tick > begin:
+            self._emit_slice(cpu, begin)
+        return self._ended(cpu, stop)
+
+    def _emit_slice(self, cpu: int, begin: int) -> None:
+        nip, symbol, stage = self.run.where(cpu)
+        self._emit(
+            {
+                "t": "slice",
+                "tick": begin,
+                "cpu": cpu,
+                "ticks": self.run.machine.tick - begin,
+                "nip": hex64(nip),
+                "stage": STAGE_BY_ID[stage].letter,
+                "symbol": symbol,
+            }
+        )
+
+    # --- parking --------------------------------------------------------------------------------
+
+    def _probe(self, cpu: int) -> None:
+        """Park a CPU whose slice stayed in one small piece of code, if it provably only spins."""
+        lo, hi = self.run.machine.span()
+        room = self.spec.limit_ticks if self.spec.until_tick is None else self.spec.until_tick
+        key = (cpu, lo, hi)
+        if hi - lo > SUSPICIOUS_BYTES or key in self._not_spins:
+            return
+        if self.run.machine.tick + PROBE_STEPS > room:
+            return
+        begin = self.run.machine.tick
+        spin = find_spin(self.run.trace_steps(cpu, PROBE_STEPS))
+        if spin is None:
+            self._not_spins.add(key)
+        else:
+            self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
+
+    def _depends_on(self, cpu: int, spin: Spin) -> tuple[tuple[int, bytes], ...]:
+        machine = self.run.machine
+        places: set[tuple[int, int]] = set()
+        wanted = [(ea, size, ACCESS_READ) for ea, size in spin.reads]
+        wanted += [(step.nip, 4, ACCESS_FETCH) for step in spin.steps]
+        for ea, size, access in wanted:
+            physical = machine.translate(machine.cpus[cpu], ea, access)
+            if physical is not None and physical + size <= machine.ram_bytes:
+                places.add((physical, size))
+        return tuple((at, machine.read(at, size)) for at, size in sorted(places))
+
+    def _wake(self) -> None:
+        """Un-park every CPU of which something it depends on has changed."""
+        machine = self.run.machine
+        for cpu, parked in list(self._parked.items()):
+            if any(machine.read(at, len(seen)) != seen for at, seen in parked.bytes_seen):
+                del self._parked[cpu]
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def _due(self) -> bool:
+        """Every CHECKPOINT_TICKS, and where the boot CPU has come to a new milestone."""
+        base = self.run.tracker.cpus[self.run.placement.boot_cpu].base
+        stages = ("hand-over", "purgatory", "head", "early_setup", "start_kernel").index(base)
+        new_stage = stages > self._stages_seen
+        self._stages_seen = max(self._stages_seen, stages)
+        return new_stage or self.run.machine.tick - self._last_checkpoint >= CHECKPOINT_TICKS
+
+    def _checkpoint(self) -> None:
+        tick = self.run.machine.tick
+        if tick == self._last_checkpoint and tick:
+            return
+        self._last_checkpoint = tick
+        self._emit({"t": "checkpoint", "tick": tick, "digest": self.run.machine.state_digest()})
+        self._on_checkpoint(self.run)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _ended(self, cpu: int, stop: Stop) -> Record | None:
+        spec, tick = self.spec, self.run.machine.tick
+        if stop.why == "fault":
+            return self._end("fault", f"{self.run.where(cpu)[1] or 'unknown code'}: {stop.text}", cpu)
+        reached = self.run.tracker.until_reached
+        if reached is not None:
+            return self._end("until", f"--until {spec.until} reached", reached[1], ok=True)
+        if spec.until_tick is not None and tick >= spec.until_tick:
+            return self._end("until", f"--until {spec.until} reached", cpu, ok=True)
+        if self.run.tracker.complete and spec.until is None:
+            text = "the hand-off is complete: boot CPU in start_kernel"
+            others = spec.cpus - 1
+            text += f", {others} secondaries released" if others else ""
+            return self._end("complete", text, self.run.placement.boot_cpu, ok=True)
+        if tick >= spec.limit_ticks:
+            return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
+        return None
+
+    def _stuck(self) -> Record:
+        """Every CPU spins: say where the boot CPU does, and since when."""
+        boot = self.run.placement.boot_cpu
+        _, symbol, stage = self.run.where(boot)
+        where = symbol or self._end_nip(boot)
+        since = self._parked[boot].since
+        text = f"{STAGE_BY_ID[stage].name}: spinning at {where} since tick {since}"
+        if stage == "purgatory" and self.run.tracker.digest_checked:
+            text = f"purgatory: SHA-256 digest mismatch, spinning at {where} since tick {since}"
+        return self._end("stuck", text, boot)
+
+    def _end_nip(self, cpu: int) -> str:
+        return hex64(self.run.where(cpu)[0])
+
+    def _end(self, reason: str, text: str, cpu: int, *, ok: bool = False) -> Record:
+        nip, symbol, _ = self.run.where(cpu)
+        tick = self.run.machine.tick
+        self.run.event("end", tick, cpu, nip, text=text)
+        return {
+            "t": "end", "reason": reason, "text": text, "tick": tick, "cpu": cpu,
+            "nip": hex64(nip), "symbol": symbol, "ok": ok,
+        }  # fmt: skip
+
+
+def bare_run(prepared: Prepared, slices: list[tuple[int, int]]) -> Run:
+    """The same slices with no block hook, no watches and no records: the benchmark's baseline."""
+    run = replace(prepared).start(lambda record: None, counting=False)
+    for cpu, ticks in slices:
+        run.machine.run_bare(cpu, ticks)
+    return run

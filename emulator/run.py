@@ -1,0 +1,292 @@
+"""One hand-off in execution: machine, firmware and stages together. Recorder and session both drive it.
+
+What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the events of
+the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no slices (the
+recorder's schedule does, or the trace at replay) and it writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from emulator import native
+from emulator.disassembly import disassemble
+from emulator.firmware import Partition
+from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
+from emulator.images import KernelImage
+from emulator.machine import Access, Cpu, Machine, Step, Stop, Watch
+from emulator.mmu import ACCESS_FETCH
+from emulator.placement import Placement
+from emulator.ppc64 import MSR_LE
+from emulator.schedule import mix
+from emulator.stages import Change, StageTracker, code_rows, native_ranges
+
+Record = dict[str, Any]
+Emit = Callable[[Record], None]
+
+CONSOLE_LINE_BYTES: Final = 1024
+WINDOW_INSTRUCTIONS: Final = 12
+"""Disassembled before and after NIP in the state of a moment."""
+_UNSEEN_READS: Final = ("hand-over", "digest")
+"""Stages whose reading of the flag is a copy or a checksum of the whole image, not a question."""
+
+
+def hex64(value: int) -> str:
+    """A 64-bit value as JSON carries it."""
+    return f"0x{value & (1 << 64) - 1:016x}"
+
+
+class Run:
+    """A machine set up from a placement, at tick 0.
+
+    Args:
+        placement: what lies where, and where each CPU starts.
+        kernel: for symbols and size.
+        seed: of the random numbers that the guest may ask for.
+        emit: takes each record of the trace (event, console) as it happens.
+        until: symbol at which the run is to stop, if any.
+        counting: False for the bare baseline: no block hook, no watches, no events.
+    """
+
+    def __init__(
+        self,
+        placement: Placement,
+        kernel: KernelImage,
+        *,
+        seed: int,
+        emit: Emit,
+        until: str | None = None,
+        counting: bool = True,
+    ) -> None:
+        self.placement, self.kernel, self._emit, self._until = placement, kernel, emit, until
+        rows = code_rows(placement, kernel, moved=False, until=until)
+        self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
+        self.names = placement.address_map
+        self._line = bytearray()
+        self._drawn = 0
+        self._seed = seed
+        partition = Partition(self._put_console, self._note_hypercall, self._random)
+        self.machine = Machine(
+            placement.mem_bytes,
+            len(placement.cpu_ids),
+            watches=self._watches(),
+            ranges=native_ranges(rows) if counting else (),
+            hypercall=partition.answer,
+            on_exception=self._note_exception,
+            counting=counting,
+        )
+        for segment in placement.segments:
+            if segment.data:
+                self.machine.write(segment.addr, bytes(segment.data))
+        for cpu, start in zip(self.machine.cpus, placement.cpu_starts, strict=True):
+            gpr = {f"r{n}": value for n, value in start.gpr.items()}
+            cpu.set_registers({"nip": start.nip, "msr": start.msr} | gpr)
+
+    def _watches(self) -> list[Watch]:
+        both = native.LOG_READ | native.LOG_WRITE
+        rows = [Watch(0, LOW_COPY_BYTES, native.LOG_WRITE)]
+        for flag, at in self.placement.flags:
+            rows.append(Watch(at, at + flag.size, native.LOG_READ))
+            if self.placement.kernel_addr:
+                start = self.placement.kernel_addr + at
+                rows.append(Watch(start, start + flag.size, both))
+        return rows
+
+    # --- running ------------------------------------------------------------------------------
+
+    def advance(self, cpu: int, until_tick: int, *, exact: bool) -> Stop:
+        """Run one CPU for a slice; events and console are emitted, stages followed."""
+        while True:
+            stop = self.machine.run(cpu, until_tick, exact=exact)
+            self._drain()
+            if stop.why != "log":
+                return stop
+
+    def trace_steps(self, cpu: int, count: int) -> list[Step]:
+        """Run `count` instructions one by one (`Machine.trace_steps`), with their events."""
+        steps = self.machine.trace_steps(cpu, count)
+        self._drain()
+        return steps
+
+    def _drain(self) -> None:
+        for row in self.machine.take_log():
+            if row.kind == native.LOG_RANGE:
+                change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value)
+                if change is not None:
+                    self._note_stage(change)
+                if self.tracker.moved and not self.names.kernel_at_zero:
+                    self._kernel_moved()
+            else:
+                self._note_access(row)
+
+    def _kernel_moved(self) -> None:
+        """From here on the kernel's names and stages belong to its copy at 0."""
+        self.names = self.names.moved(True)
+        rows = code_rows(self.placement, self.kernel, moved=True, until=self._until)
+        self.tracker.rows = rows
+        self.machine.set_ranges(native_ranges(rows))
+
+    def _random(self) -> int:
+        self._drawn += 1
+        return mix(self._seed ^ 0x52414E44, self._drawn)
+
+    # --- events ---------------------------------------------------------------------------------
+
+    def event(
+        self,
+        kind: str,
+        tick: int,
+        cpu: int,
+        nip: int,
+        *,
+        addr: int | None = None,
+        size: int | None = None,
+        value: int | None = None,
+        text: str = "",
+    ) -> None:
+        """Emit one event record."""
+        self._emit(
+            {
+                "t": "event",
+                "tick": tick,
+                "cpu": cpu,
+                "kind": kind,
+                "addr": None if addr is None else hex64(addr),
+                "size": size,
+                "value": None if value is None else hex64(value),
+                "nip": hex64(nip),
+                "symbol": self.names.name_at(nip),
+                "text": text,
+            }
+        )
+
+    def _note_stage(self, change: Change) -> None:
+        name = STAGE_BY_ID[change.stage].name
+        self.event("stage", change.tick, change.cpu, change.nip, text=change.stage)
+        if change.released:
+            self.event("cpu-released", change.tick, change.cpu, change.nip, text=name)
+
+    def _note_access(self, row: Access) -> None:
+        """A watched access: a write into 0x0-0x100, or a touch of a flag."""
+        stage = self.tracker.cpus[row.cpu].stage
+        writes = row.kind == native.LOG_WRITE
+        if writes and row.addr < LOW_COPY_BYTES:
+            self.event(
+                "low-write", row.tick, row.cpu, row.nip,
+                addr=row.addr, size=row.size, value=self._ordered(row),
+                text=self._field_at(row.addr, row.size),
+            )  # fmt: skip
+            if self.placement.kernel_addr:
+                return
+        for flag, at in self.placement.flags:
+            for base in {0, self.placement.kernel_addr}:
+                start = base + at
+                if row.addr + row.size <= start or row.addr >= start + flag.size:
+                    continue
+                if not writes and stage in _UNSEEN_READS:
+                    continue
+                self.event(
+                    "flag-write" if writes else "flag-read", row.tick, row.cpu, row.nip,
+                    addr=row.addr, size=row.size, value=self._ordered(row), text=flag.name,
+                )  # fmt: skip
+
+    def _ordered(self, row: Access) -> int:
+        """The value of an access in the byte order that the CPU had."""
+        raw = row.value.to_bytes(row.size, "big")
+        return int.from_bytes(raw, "little" if row.msr & MSR_LE else "big")
+
+    def _field_at(self, addr: int, size: int) -> str:
+        for field, at in self.placement.low_fields:
+            if addr < at + field.size and at < addr + size and field.size < 0x20:
+                return field.name
+        return ""
+
+    def _note_hypercall(self, cpu: int, text: str, number: int) -> None:
+        nip = self.machine.cpus[cpu].uc.reg_read(1) - 4
+        self.event("hypercall", self.machine.tick, cpu, nip, value=number, text=text)
+
+    def _note_exception(self, cpu: int, name: str, vector: int, nip: int) -> None:
+        self.event("exception", self.machine.tick, cpu, nip, value=vector, text=name)
+
+    def _put_console(self, cpu: int, data: bytes) -> None:
+        tick = self.machine.tick
+        self._emit({"t": "console", "tick": tick, "cpu": cpu, "data": data.hex()})
+        nip = self.machine.cpus[cpu].uc.reg_read(1) - 4
+        for byte in data:
+            if byte == 10 or len(self._line) >= CONSOLE_LINE_BYTES:
+                text = self._line.decode("latin-1").strip("\r\n\0")
+                if text:
+                    self.event("console", tick, cpu, nip, text=text)
+                self._line.clear()
+            else:
+                self._line.append(byte)
+
+    # --- the moment -----------------------------------------------------------------------------
+
+    def where(self, number: int) -> tuple[int, str, str]:
+        """(nip, symbol, stage id) of a CPU now."""
+        nip = self.machine.cpus[number].uc.reg_read(1)
+        return nip, self.names.name_at(nip), self.tracker.cpus[number].stage
+
+    def state(self) -> Record:
+        """The moment as `show --json` prints it; 64-bit values are "0x" strings."""
+        placement, machine = self.placement, self.machine
+        return {
+            "tick": machine.tick,
+            "cpus": [self._cpu_state(cpu) for cpu in machine.cpus],
+            "low_memory": machine.read(0, LOW_COPY_BYTES).hex(),
+            "kernel_low": machine.read(placement.kernel_addr, LOW_COPY_BYTES).hex(),
+            "kernel_addr": hex64(placement.kernel_addr),
+            "flags": self._flags(),
+            "disassembly": {str(cpu.number): self._disassembly(cpu) for cpu in machine.cpus},
+        }
+
+    def _cpu_state(self, cpu: Cpu) -> Record:
+        _, symbol, stage = self.where(cpu.number)
+        registers = cpu.registers()
+        return {
+            "cpu": cpu.number,
+            "id": self.placement.cpu_ids[cpu.number],
+            "ticks": cpu.retired,
+            "stage": stage,
+            "stage_letter": STAGE_BY_ID[stage].letter,
+            "stage_since": self.tracker.cpus[cpu.number].since,
+            "symbol": symbol,
+            "lr_symbol": self.names.name_at(registers.lr),
+            "registers": {name: hex64(value) for name, value in registers.named().items()},
+        }
+
+    def _flags(self) -> list[Record]:
+        order = "big" if self.placement.kernel_big_endian else "little"
+        rows = []
+        for flag, at in self.placement.flags:
+            addr = self.placement.kernel_addr + at
+            raw = self.machine.read(addr, flag.size)
+            value = int.from_bytes(raw, order)  # type: ignore[arg-type]
+            rows.append(
+                {"name": flag.name, "addr": hex64(addr), "size": flag.size, "value": hex64(value)}
+            )
+        return rows
+
+    def _disassembly(self, cpu: Cpu) -> list[Record]:
+        """Instructions around NIP, decoded in the byte order that the CPU has now."""
+        nip = cpu.uc.reg_read(1)
+        physical = self.machine.translate(cpu, nip, ACCESS_FETCH)
+        if physical is None:
+            return []
+        before = min(WINDOW_INSTRUCTIONS, (physical & 0xFFF) // 4)
+        after = min(WINDOW_INSTRUCTIONS, (0x1000 - (physical & 0xFFF)) // 4)
+        code = self.machine.read(physical - 4 * before, 4 * (before + after))
+        little = bool(cpu.uc.reg_read(77) & MSR_LE)
+        start = nip - 4 * before
+        return [
+            {
+                "addr": hex64(line.addr),
+                "bytes": line.raw.hex(),
+                "text": line.text,
+                "symbol": self.names.name_at(line.addr),
+                "le": little,
+            }
+            for line in disassemble(code, start, big_endian=not little)
+        ]
