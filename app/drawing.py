@@ -339,10 +339,12 @@ def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi:
     total, wide = max(scene.last_tick, 1), canvas.x1 - canvas.x0
     bars: list[Span] = []
     for span in boot:
-        if bars and (span.ticks / total * wide < 0.6 or bars[-1].letter == span.letter):
+        if bars and bars[-1].letter == span.letter:
             bars[-1] = _merge(bars[-1], span)
         else:
             bars.append(span)
+    linear = Axis((Span(0, total, "", ""),), (canvas.x0, canvas.x1))
+    bars = [span for span, _, _ in lane_spans(bars, linear, 0, total, 150)]
     for span in bars:
         x = canvas.x0 + span.lo / total * wide
         canvas.rect(x, 2, span.ticks / total * wide, 10, f"s{span.letter}", span.name)
@@ -381,7 +383,7 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
 def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
     """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it."""
     lanes = sorted(scene.lanes, key=lambda lane: lane[0] != scene.boot_cpu)
-    limit = max(8, 500 // max(len(lanes), 1))
+    limit = max(8, 300 // max(len(lanes), 1))
     for cpu, spans in lanes:
         boot = cpu == scene.boot_cpu
         tall = 24.0 if boot else 13.0
@@ -427,7 +429,7 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
     canvas.line(canvas.x0, y + tall, canvas.x1, y + tall, "hl")
     label_end = canvas.x0
     bursts = [m for m in scene.low if m.end_tick >= lo and m.tick <= hi]
-    for mark in bursts[: 150 if not canvas.narrow else 60]:
+    for mark in bursts[:80]:
         xa, xb = ax.x(mark.tick), ax.x(mark.end_tick or mark.tick)
         ya, yb = y + mark.offset / 256 * tall, y + mark.end_offset / 256 * tall
         words = f"tick {mark.tick:,}: {mark.letter} {mark.text}"
@@ -439,7 +441,9 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
         label = f"{mark.letter} {mark.text}"
         end = xb + 8 + len(label) * 6.1
         if not canvas.narrow and xb + 8 > label_end and end < canvas.x1:
-            canvas.text(xb + 8, min(max(ya + 9, y + 10), y + tall - 3), "s ha", label)
+            low = mark.end_offset - mark.offset > 16
+            at = y + tall - 3 if low else min(max(ya + 9, y + 10), y + tall - 3)
+            canvas.text(xb + 8, at, "s ha", label)
             label_end = end
     return y + tall + 8
 
@@ -453,7 +457,7 @@ def _flag_band(
     value = (before[-1].is_set, before[-1].value) if before else (False, scene.flag_start)
     edges = [(lo, *value)]
     edges += [(m.tick, m.is_set, m.value) for m in writes if lo < m.tick <= hi]
-    for index, (tick, is_set, words) in enumerate(edges[:100]):
+    for index, (tick, is_set, words) in enumerate(edges[:60]):
         end = edges[index + 1][0] if index + 1 < len(edges) else hi
         left, right = ax.x(tick), ax.x(end)
         if right <= left:
@@ -474,7 +478,7 @@ def _flag_lane(
     if not canvas.narrow:
         canvas.name(y + 16, scene.flag_name, "e m s")
     _flag_band(canvas, scene, ax, lo, hi, y, 12)
-    for mark, x, count in thin(scene.flag, ax, lo, hi):
+    for mark, x, count in thin(scene.flag, ax, lo, hi)[:60]:
         shift = -9 if mark.write else 0
         words = f"tick {mark.tick:,}: {mark.text}" + (f" and {count - 1} more" if count > 1 else "")
         x = min(max(x + shift, canvas.x0 + 7), canvas.x1 - 7)
@@ -489,7 +493,7 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
     canvas.name(y + 9, "con" if canvas.narrow else "console")
     canvas.line(canvas.x0, y + 13, canvas.x1, y + 13, "hl")
     label_end = canvas.x0
-    for mark, x, _ in thin(scene.console, ax, lo, hi)[:120]:
+    for mark, x, _ in thin(scene.console, ax, lo, hi)[:60]:
         canvas.line(x, y + 1, x, y + 13, "ax")
         room = int((canvas.x1 - x - 6) / 6.1)
         words = mark.text[:40]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app import panels
-from app.drawing import Drawing, Mark, Scene, Span, mini, timeline
+from app.drawing import Drawing, Mark, Scene, Span, mini, short, timeline
 from app.index import Run
 from emulator.errors import BootflowError, SessionError
 from emulator.lanes import Lanes, lanes
@@ -385,7 +385,7 @@ def moment_page(
 
 def short_name(width: int) -> str:
     """Name a zoom."""
-    return {0: "whole run", -1: "unfold"}.get(width, f"{width:,} ticks")
+    return {0: "whole run", -1: "unfold"}.get(width) or short(width)
 
 
 def _ask(query: Query, run_id: str, tick: int) -> tuple[dict[str, Any], str]:

@@ -178,7 +178,7 @@ def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
     elif event.kind == "low-write":
         offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
         end = min(offset + (event.size or 1), LOW_BYTES)
-        text = event.value or ""
+        text = "" if event.value is None else f"0x{number(event.value):x}"
     elif event.kind.startswith("flag-"):
         text = _flag_event_text(event, kernel_addr)
     elif event.kind == "end":
@@ -201,8 +201,8 @@ def _flag_event_text(event: Event, kernel_addr: int | None) -> str:
 
 def _low_text(row: EventRow) -> str:
     if row.count == 1:
-        return f"store at 0x{row.offset:02x} <- {row.text or '?'}"
-    return f"{row.count} stores to 0x{row.offset:02x}-0x{row.end_offset - 1:02x}"
+        return f"0x{row.offset:02x} <- {row.text or '?'}"
+    return f"0x{row.offset:02x}-0x{row.end_offset - 1:02x} by {row.count} stores"
 
 
 def console_lines(chunks: Iterable[ConsoleChunk]) -> list[ConsoleLine]:

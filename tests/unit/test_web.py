@@ -1,0 +1,348 @@
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+
+from app import create_app
+from app.index import Index, trace_path, upload_path
+from emulator.errors import SessionError
+from tests import fabricated
+
+FILES = {
+    "kernel": {"name": "vmlinux", "sha256": "0" * 64, "size_bytes": 1},
+    "purgatory": {"name": "kexec", "sha256": "1" * 64, "size_bytes": 1},
+}
+BROWSER = {"Accept": "text/html,application/xhtml+xml"}
+
+
+@dataclass
+class Site:
+    app: Flask
+    client: FlaskClient
+    index: Index
+    enqueued: list[str]
+    cancelled: list[str]
+
+    def add(self, *, finish: bool = True, listed: bool = True, **more: Any) -> tuple[str, str]:
+        spec = fabricated.SPEC | ({"mode": "load"} if more.get("moves") else {})
+        run, token = self.index.add(spec=spec, files=FILES, listed=listed, title="a run")
+        path = trace_path(self.index.data_dir, run.id)
+        fabricated.write_trace(path, finish=finish, **more)
+        status = "finished" if finish else "running"
+        self.index.set_status(run.id, status, word="STAYS" if finish else "")
+        return run.id, token
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    enqueued: list[str] = []
+    cancelled: list[str] = []
+
+    def query(run_id: str, question: dict[str, Any]) -> dict[str, Any]:
+        if question["tick"] == 666:
+            raise SessionError("the session died", hint="Try again.")
+        return fabricated.state(question["tick"])
+
+    config = {
+        "DATA_DIR": tmp_path, "QUERY": query, "ENQUEUE": enqueued.append,
+        "CANCEL": cancelled.append, "MAX_UPLOAD_BYTES": 100_000, "TESTING": False,
+    }  # fmt: skip
+    app = create_app(config)
+    yield Site(app, app.test_client(), app.extensions["bootflow.index"], enqueued, cancelled)
+    app.extensions["bootflow.index"].close()
+
+
+def _form(**more: str) -> dict[str, Any]:
+    files = {
+        "kernel": (io.BytesIO(b"\x7fELFk"), "vmlinux"),
+        "purgatory": (io.BytesIO(b"p"), "kexec"),
+    }
+    return {**files, **more}
+
+
+def test_curl_gets_the_permalink_as_text(site: Site) -> None:
+    answer = site.client.post("/", data=_form(mode="load", cpus="2", mem="512M", title="hello"))
+    assert answer.status_code == 201
+    lines = answer.text.splitlines()
+    run_id = lines[0].rstrip("/").rsplit("/", 1)[1]
+    assert lines[0] == answer.headers["Location"] == f"http://localhost/t/{run_id}/"
+    assert lines[1] == "state:        queued"
+    assert site.enqueued == [run_id]
+    run = site.index.get(run_id)
+    assert (run.spec["mode"], run.spec["cpus"], run.spec["mem_bytes"]) == ("load", 2, 512 << 20)
+    assert not run.listed
+    assert upload_path(site.index.data_dir, run_id, "kernel").read_bytes() == b"\x7fELFk"
+    assert run.files["kernel"]["size_bytes"] == 5
+    token = lines[3].split()[-1]
+    site.index.check_token(run, token)
+    assert site.client.get(f"/t/{run_id}.txt").text.count("queued") == 1
+
+
+def test_a_browser_is_redirected_and_knows_its_run_again(site: Site) -> None:
+    answer = site.client.post("/", data=_form(), headers=BROWSER | {"Origin": "http://localhost"})
+    assert answer.status_code == 303
+    page = site.client.get("/", headers=BROWSER).text
+    assert "Yours" in page
+    assert answer.headers["Location"] in page
+    assert "HttpOnly" in answer.headers["Set-Cookie"]
+
+
+@pytest.mark.parametrize(
+    ("more", "status", "words"),
+    [
+        ({"mode": "boot"}, 400, "load or load-panic"),
+        ({"cpus": "17"}, 413, "1 to 16"),
+        ({"cpus": "x"}, 400, "not a number"),
+        ({"boot_cpu": "4"}, 400, "counted from 0"),
+        ({"mem": "1T"}, 400, "not a size"),
+        ({"mem": "64G"}, 413, "at most 4 GiB"),
+        ({"until": "a b"}, 400, "symbol or a tick"),
+    ],
+)
+def test_bad_options_are_named(site: Site, more: dict[str, str], status: int, words: str) -> None:
+    answer = site.client.post("/", data=_form(**more))
+    assert answer.status_code == status
+    assert words in answer.text
+    assert answer.mimetype == "text/plain"
+    assert site.enqueued == []
+
+
+def test_a_missing_or_empty_file_is_named(site: Site) -> None:
+    answer = site.client.post("/", data={"kernel": (io.BytesIO(b"x"), "vmlinux")})
+    assert answer.status_code == 400
+    assert "purgatory" in answer.text
+    form = {"kernel": (io.BytesIO(b""), "vmlinux"), "purgatory": (io.BytesIO(b"p"), "kexec")}
+    assert "empty" in site.client.post("/", data=form).text
+
+
+def test_too_large_an_upload_names_limit_and_cure(site: Site) -> None:
+    form = {"kernel": (io.BytesIO(b"x" * 200_000), "v"), "purgatory": (io.BytesIO(b"p"), "k")}
+    answer = site.client.post("/", data=form)
+    assert answer.status_code == 413
+    assert "100,000 bytes are allowed" in answer.text
+    assert "strip" in answer.text
+    site.app.config["MAX_UPLOAD_BYTES"] = 64 << 20
+    assert "64 MiB for all files" in site.client.get("/").text
+
+
+def test_a_full_queue_is_429(site: Site) -> None:
+    site.app.config["MAX_QUEUED"] = 1
+    assert site.client.post("/", data=_form()).status_code == 201
+    answer = site.client.post("/", data=_form())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
+
+
+def test_a_form_of_another_site_is_refused(site: Site) -> None:
+    for headers in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = site.client.post("/", data=_form(), headers=headers)
+        assert answer.status_code == 403
+    assert site.enqueued == []
+
+
+def test_finished_run_says_the_verdict_in_every_format(site: Site) -> None:
+    run_id, _ = site.add()
+    html = site.client.get(f"/t/{run_id}/")
+    assert 'class="tag stay">STAYS<' in html.text
+    assert "hx-get" not in html.text
+    text = site.client.get(f"/t/{run_id}.txt").text
+    assert "verdict:  STAYS, asked: stay" in text
+    document = site.client.get(f"/t/{run_id}.json").get_json()
+    assert document["verdict"]["word"] == "STAYS"
+    assert document["format_version"] == 1
+    assert document["last_tick"] == fabricated.LAST_TICK
+    svg = site.client.get(f"/t/{run_id}.svg")
+    assert svg.mimetype == "image/svg+xml"
+    assert "<svg" in svg.text
+    assert "sha256-" in svg.headers["Content-Security-Policy"]
+
+
+def test_running_run_polls_and_stops(site: Site) -> None:
+    run_id, _ = site.add(finish=False)
+    page = site.client.get(f"/t/{run_id}/")
+    assert 'hx-trigger="every 500ms"' in page.text
+    assert page.headers["Cache-Control"] == "no-store"
+    fragment = site.client.get(f"/t/{run_id}/?fragment=live")
+    assert fragment.status_code == 200
+    assert "<html" not in fragment.text
+    assert "<svg" in fragment.text
+    site.index.set_status(run_id, "killed")
+    assert site.client.get(f"/t/{run_id}/?fragment=live").status_code == 286
+
+
+def test_moment_shows_cpus_registers_memory_and_flag(site: Site) -> None:
+    run_id, _ = site.add()
+    page = site.client.get(f"/t/{run_id}/{fabricated.FLAG_TICK}/").text
+    for words in (
+        "master+0xf4/0x110", "&lt;SF,ME,LE&gt;", "LE, MMU off", "|HHHHHHHHOOOOOOOO|",
+        "__run_at_load = 1", "= the cursor", "I&#39;m in purgatory", "nothing more until tick",
+    ):  # fmt: skip
+        assert words in page, words
+    assert "<mark>0000000002000001</mark>" in page  # r4 differs from the tick before
+    assert f"/t/{run_id}/{fabricated.FLAG_TICK - 1}/" in page
+    assert f"/t/{run_id}/{fabricated.FLAG_TICK + 1}/" in page
+
+
+def test_moment_as_json_is_what_show_prints(site: Site) -> None:
+    run_id, _ = site.add()
+    document = site.client.get(f"/t/{run_id}/{fabricated.FLAG_TICK}.json").get_json()
+    assert document["tick"] == fabricated.FLAG_TICK
+    assert set(document["cpus"][0]) >= {"cpu", "ticks", "stage", "symbol", "registers"}
+    assert len(document["low_memory"]) == 512
+    assert len(document["low_memory_writers"]) == 256
+    assert document["flags"][0]["name"] == "__run_at_load"
+
+
+def test_last_writer_depends_on_the_tick(site: Site) -> None:
+    run_id, _ = site.add()
+    at = lambda tick: site.client.get(f"/t/{run_id}/{tick}.json").get_json()  # noqa: E731
+    assert at(0)["low_memory_writers"] == "." * 256
+    assert at(9)["low_memory_writers"] == "O" * 8 + "." * 248
+    assert at(150)["low_memory_writers"][0x40:0x48] == "O" * 8
+    assert at(151)["low_memory_writers"][0x40:0x48] == "H" * 8
+    assert at(fabricated.RELEASED)["low_memory_writers"][0x38:0x40] == "S" * 8
+
+
+@pytest.mark.parametrize(
+    "what", ["runs.txt", "t/{id}.txt", "t/{id}/0.txt", "t/{id}/1508330035.txt"]
+)
+def test_text_is_ascii_of_75_columns(site: Site, what: str) -> None:
+    run_id, _ = site.add()
+    answer = site.client.get("/" + what.format(id=run_id))
+    assert answer.mimetype == "text/plain"
+    assert answer.text.isascii()
+    assert "\t" not in answer.text
+    assert max(map(len, answer.text.splitlines())) <= 75
+
+
+def test_finished_pages_may_be_kept_for_ever(site: Site) -> None:
+    run_id, _ = site.add()
+    for path in (f"/t/{run_id}/", f"/t/{run_id}/5/", f"/t/{run_id}/5.json"):
+        answer = site.client.get(path)
+        assert "immutable" in answer.headers["Cache-Control"]
+        again = site.client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+        assert (again.status_code, again.data) == (304, b"")
+
+
+def test_every_answer_is_strict(site: Site) -> None:
+    run_id, _ = site.add()
+    for path in ("/", f"/t/{run_id}/", f"/t/{run_id}.txt", "/t/none/", "/static/bootflow.css"):
+        answer = site.client.get(path)
+        answer.close()
+        headers = answer.headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'self'" in headers["Content-Security-Policy"]
+        assert "unsafe" not in headers["Content-Security-Policy"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "slug"),
+    [
+        ("/t/nosuchrun/", 404, "no-such-run"),
+        ("/t/{id}/99999999999/", 404, "no-such-tick"),
+        ("/t/{id}/go?tick=abc", 400, "bad-option"),
+        ("/t/{id}.pdf", 400, "bad-option"),
+        ("/t/{id}/?kind=nonsense", 400, "bad-option"),
+        ("/t/{id}/5/?w=x", 400, "bad-option"),
+        ("/nothing", 404, "not-found"),
+    ],
+)
+def test_errors_have_one_shape(site: Site, path: str, status: int, slug: str) -> None:
+    run_id, _ = site.add()
+    answer = site.client.get(path.format(id=run_id))
+    assert answer.status_code == status
+    assert f"error: {slug}" in answer.text
+
+
+def test_an_error_as_text_and_json_says_the_same(site: Site) -> None:
+    run_id, _ = site.add()
+    text = site.client.get(f"/t/{run_id}/99999999999.txt")
+    document = json.loads(site.client.get(f"/t/{run_id}/99999999999.json").text)
+    assert document["error"]["slug"] == "no-such-tick"
+    assert document["error"]["message"] in text.text.replace("\n", " ")
+
+
+def test_unknown_exception_tells_nothing(site: Site) -> None:
+    def query(*_: Any) -> dict[str, Any]:
+        raise RuntimeError("secret path /etc/x")
+
+    run_id, _ = site.add()
+    site.app.config["QUERY"] = query
+    answer = site.client.get(f"/t/{run_id}/5/")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+
+
+def test_a_dead_session_leaves_what_the_trace_knows(site: Site) -> None:
+    run_id, _ = site.add()
+    answer = site.client.get(f"/t/{run_id}/666/")
+    assert answer.status_code == 503
+    assert "the session died" in answer.text
+    assert "enters purgatory" in answer.text
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_tick_form_takes_people_s_numbers(site: Site) -> None:
+    run_id, _ = site.add()
+    answer = site.client.get(f"/t/{run_id}/go?tick=1,508,330,035&w=256")
+    assert answer.headers["Location"] == f"/t/{run_id}/1508330035/?w=256"
+
+
+def test_zoom_and_kind_are_in_the_address(site: Site) -> None:
+    run_id, _ = site.add()
+    page = site.client.get(f"/t/{run_id}/{fabricated.FLAG_TICK}/?w=256&kind=flag-read")
+    assert "a part of the run" in page.text
+    assert "is read: 1" in page.text
+    assert "enters purgatory<" not in page.text
+
+
+def test_cancel_of_a_listed_run_needs_the_token(site: Site) -> None:
+    run_id, token = site.add(finish=False)
+    assert site.client.post(f"/t/{run_id}/cancel").status_code == 403
+    assert site.client.post(f"/t/{run_id}/cancel", data={"token": token}).status_code == 303
+    assert site.cancelled == [run_id]
+    unlisted, _ = site.add(finish=False, listed=False)
+    assert site.client.post(f"/t/{unlisted}/cancel").status_code == 303
+
+
+def test_delete_leaves_a_tombstone(site: Site) -> None:
+    run_id, token = site.add()
+    assert site.client.post(f"/t/{run_id}/delete", data={"token": "wrong"}).status_code == 403
+    assert site.client.post(f"/t/{run_id}/delete", data={"token": token}).status_code == 303
+    assert not trace_path(site.index.data_dir, run_id).exists()
+    answer = site.client.get(f"/t/{run_id}/")
+    assert answer.status_code == 410
+    assert "Deleted by its owner" in answer.text
+    assert site.client.get(f"/t/{run_id}/5/").status_code == 404
+    assert run_id not in site.client.get("/").text
+
+
+def test_gallery_filters_by_words(site: Site) -> None:
+    run_id, _ = site.add()
+    site.add(listed=False)
+    page = site.client.get("/").text
+    assert len(re.findall(r'class="runrow"', page)) == 1
+    assert run_id in site.client.get("/?q=stays asked:stay vmlinux").text
+    assert run_id not in site.client.get("/?q=moves").text
+    document = site.client.get("/runs.json").get_json()
+    assert [run["id"] for run in document["runs"]] == [run_id]
+
+
+def test_trace_can_be_taken_away_when_finished(site: Site) -> None:
+    run_id, _ = site.add()
+    answer = site.client.get(f"/t/{run_id}.bootflow")
+    assert answer.data.startswith(b"SQLite format 3")
+    answer.close()
+
+
+def test_hostile_titles_are_text(site: Site) -> None:
+    site.client.post("/", data=_form(title="<script>alert(1)</script>", listed="1"))
+    page = site.client.get("/").text
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert(1)" in page
