@@ -55,6 +55,7 @@ CALLS = (
     Call("write", 1, 64, "inherited descriptors; RLIMIT_FSIZE 0 refuses files"),
     Call("readv", 19, 65, "inherited descriptors"),
     Call("writev", 20, 66, "inherited descriptors"),
+    Call("pread64", 17, 67, "job and images in sealed memory"),
     Call("close", 3, 57, "descriptors"),
     Call("close_range", 436, 436, "descriptors"),
     Call("lseek", 8, 62, "inherited descriptors"),

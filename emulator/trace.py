@@ -5,7 +5,7 @@
     checkpoint                    digests of the machine's state, by which a replay proves itself
 
 Readable while it is written (write-ahead log), whole after `kill -9`, open to anyone's SQL. Never
-in here: bytes of the engine (its saved contexts hold host pointers). Never in the digest: the clock.
+in here: bytes of the engine (its contexts hold host pointers). Never in the digest: the clock.
 Nobody else knows the bytes: everything goes through `TraceWriter` and `TraceReader`.
 
 The columns are in `trace_schema.py`, the reader is in `trace_reader.py`; import both from here.
@@ -58,6 +58,7 @@ from emulator.trace_schema import (
 __all__ = [
     "APPLICATION_ID",
     "EVENT_KINDS",
+    "ROLES",
     "SCHEMA",
     "STATUSES",
     "TRACE_VERSION",
@@ -271,6 +272,10 @@ class TraceWriter:
         """Close a run that did not come to its end; status is killed, cancelled or failed."""
         if status not in STATUSES[2:]:
             raise TraceError(f"status {status!r} is not one of {STATUSES[2:]}")
+        if self._packing is None:  # never started: there is no trace
+            self._db.close()
+            self.path.unlink(missing_ok=True)
+            return
         self._join_packing()
         self._meta |= {"status": status, "why": clean_text(why, 1024)}
         self._close()

@@ -1,0 +1,331 @@
+"""The pool of session processes: records runs, answers queries, keeps the last few sessions alive.
+
+One sandboxed process a trace; the least recently used ones are ended first. The pool lives in the
+worker, or in the command line; `query` is how web processes ask the worker's (see `broker.py`).
+
+Not here: what a session answers (`emulator.session`), what a trace holds (`emulator.trace`).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.broker import query
+from app.session_process import SessionProcess, error_from
+from emulator.errors import (
+    BootflowError,
+    DivergenceError,
+    LimitError,
+    SessionError,
+    TraceError,
+)
+from emulator.records import clean_text
+from emulator.trace import ImageFile, TraceReader, TraceWriter
+
+__all__ = ["Outcome", "PoolLimits", "SessionPool", "query"]
+
+Json = dict[str, Any]
+OnTick = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class PoolLimits:
+    """How long anything may take, and how many there may be."""
+
+    live_sessions: int = 3
+    record_seconds: float = 900.0
+    silence_seconds: float = 120.0
+    cancel_seconds: float = 3.0
+    answer_seconds: float = 60.0
+    queries_at_once: int = 8
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a recording ended."""
+
+    status: str
+    """finished, cancelled, failed or killed, as the trace says."""
+    digest: str | None = None
+    end: Json | None = None
+    error: BootflowError | None = None
+    """Why the run was cut short, unless it finished."""
+
+
+@dataclass
+class _Live:
+    """A session that can be asked."""
+
+    process: SessionProcess
+    recording: bool = False
+    cancelled: bool = False
+    failure: BootflowError | None = None
+    busy: int = 0
+    slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
+
+
+class SessionPool:
+    """All session processes of one worker; every method may be called from any thread."""
+
+    def __init__(
+        self, limits: PoolLimits | None = None, *, engine: str = "", keep_spare: bool = True
+    ) -> None:
+        self._limits = limits or PoolLimits()
+        self._engine = engine
+        self._keep_spare = keep_spare
+        self._lock = threading.RLock()
+        self._live: OrderedDict[str, _Live] = OrderedDict()
+        self._closed = False
+        self._spare: SessionProcess | None = SessionProcess(engine)
+
+    def __enter__(self) -> SessionPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every session; recordings are left as killed traces."""
+        with self._lock:
+            self._closed = True
+            sessions = [live.process for live in self._live.values()]
+            self._live.clear()
+            if self._spare is not None:
+                sessions.append(self._spare)
+                self._spare = None
+        for process in sessions:
+            process.kill()
+
+    def _take_process(self) -> SessionProcess:
+        """Return the spare process, whose imports are done, and start the next spare."""
+        with self._lock:
+            if self._closed:
+                raise SessionError("the worker is shutting down", hint="Try again in a moment.")
+            process, self._spare = self._spare, None
+            if process is not None and not process.alive:
+                process.kill()
+                process = None
+            if process is None:
+                process = SessionProcess(self._engine)
+            if self._keep_spare:
+                self._spare = SessionProcess(self._engine)
+            return process
+
+    def _add(self, key: str, live: _Live) -> None:
+        with self._lock:
+            old = self._live.pop(key, None)
+            self._live[key] = live
+            idle = [k for k, v in self._live.items() if not (v.recording or v.busy or k == key)]
+            surplus = len(idle) + (not live.recording) - self._limits.live_sessions
+            ended = [self._live.pop(k).process for k in idle[: max(surplus, 0)]]
+        if old is not None:
+            ended.append(old.process)
+        for process in ended:
+            process.kill()
+
+    def drop(self, key: str) -> None:
+        """End the session of a run, if it has one."""
+        with self._lock:
+            live = self._live.pop(key, None)
+        if live is not None:
+            live.process.kill()
+
+    def cancel(self, key: str) -> bool:
+        """Stop the recording of a run; returns whether there was one."""
+        with self._lock:
+            live = self._live.get(key)
+            if live is None or not live.recording:
+                return False
+            live.cancelled = True
+        live.process.cancel()
+        return True
+
+    def record(
+        self,
+        key: str,
+        path: Path,
+        spec: Mapping[str, Any],
+        images: Sequence[ImageFile],
+        *,
+        title: str = "",
+        created_utc: str = "",
+        on_tick: OnTick | None = None,
+    ) -> Outcome:
+        """Run a recording to its end into the trace file `path`; the session stays to be asked."""
+        writer = TraceWriter(path)
+        live = _Live(self._take_process(), recording=True)
+        self._add(key, live)
+        try:
+            writer.start(spec, images, title=title, created_utc=created_utc)
+            live.process.start({"op": "record", "spec": dict(spec)}, images)
+            self._pump(live, writer, on_tick)
+        except BootflowError as exc:
+            return self._cut_short(key, live, writer, exc)
+        except BaseException:  # the command line was interrupted
+            self._cut_short(key, live, writer, SessionError("interrupted"), status="killed")
+            raise
+        if live.cancelled:
+            return self._cut_short(key, live, writer, SessionError("cancelled"))
+        try:
+            digest = writer.finish()
+        except TraceError as exc:
+            self.drop(key)
+            return Outcome("failed", end=writer.end, error=_error_of(writer) or exc)
+        live.recording = False
+        self._follow(key, live, {})
+        self._add_again(key, live)
+        return Outcome("finished", digest=digest, end=writer.end)
+
+    def _add_again(self, key: str, live: _Live) -> None:
+        """Count a session that has stopped recording among the idle ones."""
+        with self._lock:
+            if self._live.pop(key, None) is not live:
+                live.process.kill()
+                return
+        self._add(key, live)
+
+    def _cut_short(
+        self, key: str, live: _Live, writer: TraceWriter, exc: BootflowError, status: str = ""
+    ) -> Outcome:
+        if live.cancelled:
+            status, exc = "cancelled", SessionError("cancelled on request")
+        elif self._closed:
+            status, exc = "killed", SessionError("the worker was shut down")
+        status = status or ("killed" if isinstance(exc, SessionError) else "failed")
+        self.drop(key)
+        live.process.kill()
+        writer.abort(status, exc.message)
+        return Outcome(status, end=writer.end, error=exc)
+
+    def _pump(self, live: _Live, writer: TraceWriter, on_tick: OnTick | None) -> None:
+        """Move records from the session into the trace until the end or an error comes."""
+        start = heard = time.monotonic()
+        cancel_at: float | None = None
+        while writer.end is None and writer.error is None:
+            record = live.process.receive(0.2)
+            now = time.monotonic()
+            if record is None:
+                writer.flush()
+            elif record.get("t") != "ready":
+                writer.apply(record)
+                heard = now
+                if on_tick is not None:
+                    on_tick(writer.tick)
+            if live.cancelled:
+                cancel_at = cancel_at or now
+                if now - cancel_at > self._limits.cancel_seconds:
+                    raise SessionError("cancelled")
+            if now - start > self._limits.record_seconds:
+                raise LimitError(
+                    f"the recording took more than {self._limits.record_seconds:.0f} s",
+                    hint="Lower --limit, or end the run earlier with --until.",
+                )
+            if now - heard > self._limits.silence_seconds:
+                raise SessionError(f"silent for {self._limits.silence_seconds:.0f} s, and ended")
+
+    def _follow(self, key: str, live: _Live, recorded: Mapping[int, str]) -> None:
+        """Hear a session out in the background; compare its checkpoints with the recorded ones."""
+
+        def follow() -> None:
+            try:
+                while True:
+                    record = live.process.receive(3600.0)
+                    if record is not None:
+                        _compare(record, recorded)
+            except BootflowError as exc:
+                live.failure = live.failure or exc
+            self._forget(key, live)
+
+        threading.Thread(target=follow, daemon=True, name=f"session {key[:8]}").start()
+
+    def _forget(self, key: str, live: _Live) -> None:
+        with self._lock:
+            if self._live.get(key) is live:
+                del self._live[key]
+        live.process.kill()
+
+    def query(self, key: str, path: Path, query: Mapping[str, Any]) -> Json:
+        """Answer a query about a run, from its live session or from one started for it.
+
+        Raises:
+            SessionError: the session died, or gave no answer in time.
+            TraceError: the trace cannot be replayed.
+            DivergenceError: the replay differs from the record.
+        """
+        with self._lock:
+            live = self._session(key, path)
+            live.busy += 1
+        try:
+            return self._ask(key, live, query)
+        finally:
+            with self._lock:
+                live.busy -= 1
+
+    def _ask(self, key: str, live: _Live, query: Mapping[str, Any]) -> Json:
+        if not live.slots.acquire(timeout=self._limits.answer_seconds):
+            raise LimitError("too many queries about this run at once", hint="Try again.")
+        try:
+            return live.process.ask(query, self._limits.answer_seconds)
+        except SessionError as exc:
+            if not live.process.alive:
+                self._forget(key, live)
+            raise live.failure or exc from exc
+        finally:
+            live.slots.release()
+
+    def _session(self, key: str, path: Path) -> _Live:
+        live = self._live.get(key)
+        if live is not None and live.process.alive:
+            self._live.move_to_end(key)
+            return live
+        return self._replay(key, path)
+
+    def _replay(self, key: str, path: Path) -> _Live:
+        """Start a session that runs a recorded trace again."""
+        with TraceReader(path) as trace:
+            spec, checkpoints = trace.spec, trace.checkpoints()
+            infos, data = trace.image_infos(), trace.images()
+            job = {
+                "op": "replay",
+                "spec": spec,
+                "checkpoints": checkpoints,
+                "last_tick": trace.last_tick,
+                "status": trace.status,
+            }
+        if not data:
+            raise TraceError(
+                f"{path}: cut off before its images were stored", hint="Record the run again."
+            )
+        images = [ImageFile(role, infos[role].name, data[role]) for role in data]
+        live = _Live(self._take_process())
+        live.process.start(job, images)
+        self._add(key, live)
+        self._follow(key, live, dict(checkpoints))
+        return live
+
+
+def _error_of(writer: TraceWriter) -> BootflowError | None:
+    return None if writer.error is None else error_from(writer.error)
+
+
+def _compare(record: Json, recorded: Mapping[int, str]) -> None:
+    """Raise if a record of a replay says that it is not the run that was recorded."""
+    kind, tick = record.get("t"), record.get("tick")
+    if kind == "error":
+        raise error_from(record)
+    if (
+        kind == "checkpoint"
+        and type(tick) is int
+        and tick in recorded
+        and recorded[tick] != record.get("digest")
+    ):
+        raise DivergenceError(
+            f"the replay differs from the record at checkpoint tick {clean_text(str(tick), 20)}",
+            hint="This is a bug of bootflow: please report it with the trace.",
+        )
