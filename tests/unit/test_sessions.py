@@ -64,9 +64,7 @@ def test_session_answers_after_the_recording(pool: SessionPool, tmp_path: Path) 
     assert pool.query("b", tmp_path / "b", {"q": "state", "tick": 8})["pid"] == answer["pid"]
 
 
-def test_least_recently_used_session_ends_and_comes_back(
-    pool: SessionPool, tmp_path: Path
-) -> None:
+def test_least_recently_used_session_ends_and_comes_back(pool: SessionPool, tmp_path: Path) -> None:
     for name in ("c", "d", "e"):
         record(pool, tmp_path / name)
     state = {"q": "state", "tick": 1}
@@ -169,9 +167,7 @@ def test_query_and_cancel_while_recording(pool: SessionPool, tmp_path: Path) -> 
         assert trace.status == "cancelled"
 
 
-def test_killing_the_session_leaves_a_trace_that_says_so(
-    pool: SessionPool, tmp_path: Path
-) -> None:
+def test_killing_the_session_leaves_a_trace_that_says_so(pool: SessionPool, tmp_path: Path) -> None:
     path = tmp_path / "k"
     outcomes: list[Outcome] = []
     spec = {"ticks": 100_000, "slow": 0.02}
