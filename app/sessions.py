@@ -163,7 +163,8 @@ class SessionPool:
         self._add(key, live)
         try:
             writer.start(spec, images, title=title, created_utc=created_utc)
-            live.process.start({"op": "record", "spec": dict(spec)}, images)
+            names = {image.role: image.name for image in images}
+            live.process.start({"op": "record", "spec": dict(spec), "names": names}, images)
             self._pump(live, writer, on_tick)
         except BootflowError as exc:
             return self._cut_short(key, live, writer, exc)
@@ -294,6 +295,7 @@ class SessionPool:
             job = {
                 "op": "replay",
                 "spec": spec,
+                "names": {role: info.name for role, info in infos.items()},
                 "checkpoints": checkpoints,
                 "last_tick": trace.last_tick,
                 "status": trace.status,

@@ -1,0 +1,455 @@
+"""The command line `bootflow`; the only place that prints and exits.
+
+Results go to stdout, progress and errors to stderr. Exit status: 0, 1 for a run that hung or
+faulted, 2 for bad input. Options have the names that kexec gives them. Recording and replaying
+happen in the same locked-down process as for the web.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app.sessions import Outcome, PoolLimits, SessionPool
+from app.text import event_lines, fit, moment_lines
+from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
+from emulator.verdict import verdict
+
+MAX_FILE_BYTES = 512 << 20
+_LIMITS = PoolLimits(record_seconds=3600.0, answer_seconds=300.0)
+
+_in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
+_trace_argument = click.argument("trace", type=_in_file)
+_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+class Size(click.ParamType[int]):
+    """Bytes as "512M", "1G", "0x2000000" or decimal."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number of bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(0x[0-9a-fA-F]{1,16}|[0-9]{1,18})([KMG]?)", str(value))
+        if match is None:
+            self.fail(f"{value!r} is not a size: write 512M, 1G or 0x2000000", param, ctx)
+        base = 16 if match[1].startswith("0x") else 10
+        return int(match[1], base) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+
+
+class Main(click.Group):
+    """The group of all commands; turns our errors into messages and exit status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except BootflowError as exc:
+            _complain(exc)
+            ctx.exit(2)
+
+
+def _complain(exc: BootflowError) -> None:
+    click.echo(f"bootflow: {exc.message}", err=True)
+    if exc.hint:
+        click.echo(f"bootflow: {exc.hint}", err=True)
+
+
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bootflow", prog_name="bootflow")
+def main() -> None:
+    """Show how a PowerPC64 Linux machine goes from one kernel to the next."""
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        click.echo(line)
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+# --- record -----------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("-l", "--load", is_flag=True, help="Load as kexec -l does: an ordinary kexec.")
+@click.option("-p", "--load-panic", is_flag=True, help="Load as kexec -p does: a crash kernel.")
+@click.argument("kernel", type=_in_file)
+@click.option("--purgatory", type=_in_file, required=True, help="purgatory.ro, kexec or vmlinux.")
+@click.option("--append", "--command-line", default="", help="The new kernel's command line.")
+@click.option("--dtb", "--devicetreeblob", type=_in_file, help="Device tree of the machine.")
+@click.option("--ramdisk", "--initrd", type=_in_file, help="Initial ramdisk.")
+@click.option("-i", "--no-checks", is_flag=True, help="Purgatory checks no digest.")
+@click.option("-d", "--debug", is_flag=True, help="Print the placement; purgatory prints too.")
+@click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True)
+@click.option("--boot-cpu", type=click.IntRange(0, 15), default=0, show_default=True)
+@click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
+@click.option("--base", type=Size(), help="Load address of the kernel.")
+@click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
+@click.option("--until", help="Stop at this symbol or tick.")
+@click.option("--limit", type=click.IntRange(1), help="Ticks after which the run ends.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Trace.")
+@click.pass_context
+def record(ctx: click.Context, /, output: Path | None, **options: Any) -> None:
+    """Run KERNEL's hand-off and write its trace; print the verdict and the file."""
+    if options["load"] == options["load_panic"]:
+        raise click.UsageError("give one of --load and --load-panic")
+    path = output or _free_name(options["kernel"])
+    if path.exists():
+        raise TraceError(f"{path} exists", hint="Remove it, or choose another name with -o.")
+    progress = _Progress(_until_tick(options["until"]) or 0)
+    with SessionPool(_LIMITS, keep_spare=False) as pool:
+        images = [
+            _image(role, options[name])
+            for role, name in (
+                ("kernel", "kernel"),
+                ("purgatory", "purgatory"),
+                ("dtb", "dtb"),
+                ("initrd", "ramdisk"),
+            )
+            if options[name] is not None
+        ]
+        with _terminated_as_interrupted():
+            outcome = pool.record("run", path, _spec(options), images, on_tick=progress.show)
+    progress.clear()
+    ctx.exit(_report(path, outcome, debug=options["debug"]))
+
+
+def _spec(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as a RunSpec document."""
+    spec = {
+        "mode": "load-panic" if options["load_panic"] else "load",
+        "append": options["append"],
+        "cpus": options["cpus"],
+        "boot_cpu": options["boot_cpu"],
+        "mem_bytes": options["mem"],
+        "base_addr": options["base"],
+        "checks": not options["no_checks"],
+        "debug": options["debug"],
+        "seed": options["seed"],
+        "until": options["until"],
+    }
+    if options["quantum"] is not None:
+        spec["quantum"] = options["quantum"]
+    if options["limit"] is not None:
+        spec["limit_ticks"] = options["limit"]
+    return spec
+
+
+def _until_tick(until: str | None) -> int | None:
+    return int(until) if until and until.isdecimal() else None
+
+
+def _free_name(kernel: Path) -> Path:
+    """Return a file name in the working directory that is not taken."""
+    name = f"{kernel.name}.bootflow"
+    for number in range(2, 10_000):
+        if not Path(name).exists():
+            break
+        name = f"{kernel.name}-{number}.bootflow"
+    return Path(name)
+
+
+def _image(role: str, path: Path) -> ImageFile:
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise LimitError(f"{path}: {size} bytes; {MAX_FILE_BYTES} are possible")
+    try:
+        return ImageFile(role, path.name, path.read_bytes())
+    except OSError as exc:
+        raise TraceError(f"{path}: {exc.strerror}") from exc
+
+
+class _Progress:
+    """One line on a terminal's stderr: a bar where the end is known, else ticks and their rate."""
+
+    WIDTH = 32
+
+    def __init__(self, goal: int) -> None:
+        self._goal, self._start, self._shown = goal, time.monotonic(), 0.0
+        self._on = sys.stderr.isatty()
+
+    def show(self, tick: int) -> None:
+        """Say how far the run has come; cheap enough for every record."""
+        now = time.monotonic()
+        if not self._on or now - self._shown < 0.1:
+            return
+        self._shown = now
+        rate = tick / max(now - self._start, 0.001) / 1e6
+        bar = ""
+        if self._goal:
+            done = min(tick * self.WIDTH // self._goal, self.WIDTH)
+            bar = f"[{'#' * done}{'.' * (self.WIDTH - done)}] "
+        click.echo(f"\r{bar}{tick / 1e6:,.1f} M ticks, {rate:,.0f} M/s ", err=True, nl=False)
+
+    def clear(self) -> None:
+        """Make room for what comes next."""
+        if self._on:
+            click.echo("\r" + " " * 74 + "\r", err=True, nl=False)
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Turn SIGTERM into KeyboardInterrupt, so that the trace says how the run ended."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
+
+
+def _report(path: Path, outcome: Outcome, *, debug: bool) -> int:
+    """Print what a recording came to; returns the exit status."""
+    with TraceReader(path) as trace:
+        placed = bool(trace.placement)
+        if debug:
+            _print(str(line) for line in trace.placement.get("debug", []))
+        if outcome.status == "finished":
+            _print(verdict(trace).lines)
+            click.echo(f"digest: {outcome.digest}")
+            click.echo(f"trace: {path}")
+    if outcome.error is None:
+        return 0 if outcome.end and outcome.end["ok"] else 1
+    _complain(outcome.error)
+    if placed:
+        click.echo(f"trace: {path}")
+        return 1
+    path.unlink()
+    return 1 if isinstance(outcome.error, SessionError) else 2
+
+
+# --- reading a trace --------------------------------------------------------------------------
+
+
+@main.command()
+@_trace_argument
+@click.option("--tick", type=click.IntRange(0), help="The moment; the last one by default.")
+@click.option("--cpu", type=click.IntRange(0, 15), help="Only this CPU.")
+@_json_option
+def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
+    """Show the machine at one tick of TRACE: registers, code, low memory, the flag."""
+    with TraceReader(trace) as reader:
+        last = reader.last_tick
+        if cpu is not None and cpu >= int(reader.spec.get("cpus", 1)):
+            raise TraceError(f"{trace}: no CPU {cpu}", hint="CPUs are counted from 0.")
+    if tick is not None and tick > last:
+        raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
+    with SessionPool(_LIMITS, keep_spare=False) as pool:
+        question = {"q": "state", "tick": last if tick is None else tick}
+        state = pool.query("run", trace, question)
+    try:
+        if as_json:
+            _print_json(_state_document(state, cpu))
+        else:
+            _print(moment_lines(state, last, cpu))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise SessionError(f"the session's answer lacks something: {exc!r}") from exc
+
+
+def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
+    """Return the documented part of a session's answer."""
+    per_cpu = ("cpu", "ticks", "stage", "symbol", "registers")
+    return {
+        "tick": state["tick"],
+        "cpus": [
+            {key: row[key] for key in per_cpu}
+            for row in state["cpus"]
+            if cpu is None or row["cpu"] == cpu
+        ],
+        "low_memory": state["low_memory"],
+        "flags": [
+            {key: flag[key] for key in ("name", "addr", "size", "value")} for flag in state["flags"]
+        ],
+    }
+
+
+@main.command()
+@_trace_argument
+@click.option("--kind", type=click.Choice(EVENT_KINDS), help="Only these.")
+@_json_option
+def events(trace: Path, kind: str | None, as_json: bool) -> None:
+    """List the events of TRACE."""
+    with TraceReader(trace) as reader:
+        found = reader.events(kind)
+        if as_json:
+            _print_json([event._asdict() for event in found])
+        else:
+            _print(event_lines(found))
+
+
+@main.command()
+@_trace_argument
+@click.option("--tick", type=click.IntRange(0), help="Only what was out at this tick.")
+@_json_option
+def console(trace: Path, tick: int | None, as_json: bool) -> None:
+    """Print what the guest sent to its console."""
+    with TraceReader(trace) as reader:
+        if as_json:
+            chunks = reader.console_chunks(tick)
+            _print_json(
+                [{"tick": c.tick, "cpu": c.cpu, "text": c.data.decode("latin-1")} for c in chunks]
+            )
+            return
+        text = reader.console(tick).decode("latin-1").replace("\r\n", "\n")
+    # A guest that sends escape sequences does not get at the user's terminal.
+    click.echo(re.sub(r"[^\x20-\x7e\n]", ".", text), nl=not text.endswith("\n"))
+
+
+@main.command("verdict")
+@_trace_argument
+@_json_option
+def show_verdict(trace: Path, as_json: bool) -> None:
+    """Say in a few lines what happened: did the kernel stay or move, and who set the flag."""
+    with TraceReader(trace) as reader:
+        told = verdict(reader)
+        document = {
+            "status": reader.status,
+            "word": told.word,
+            "asked": told.asked,
+            "sentence": told.sentence,
+            "lines": list(told.lines),
+            "digest": reader.digest,
+            "end": reader.end,
+        }
+    if as_json:
+        _print_json(document)
+    else:
+        _print(part for line in told.lines for part in fit(line))
+
+
+# --- the rest ---------------------------------------------------------------------------------
+
+
+@main.command("fetch-debian")
+@_json_option
+def fetch_debian(as_json: bool) -> None:
+    """Fetch Debian's ppc64el kernel and kexec into the cache; print where they are."""
+    from app import debian
+
+    pair = debian.fetch_debian(say=lambda line: click.echo(line, err=True))
+    if as_json:
+        _print_json({"vmlinux": str(pair.vmlinux), "kexec": str(pair.kexec)})
+    else:
+        click.echo(f"vmlinux: {pair.vmlinux} ({pair.kernel_package})")
+        click.echo(f"kexec: {pair.kexec} ({pair.kexec_package})")
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("var"),
+    show_default=True,
+    help="Where the index, the uploads and the traces lie.",
+)
+@click.option("--samples", is_flag=True, help="Record the sample runs if they are not there.")
+def serve(host: str, port: int, data: Path, samples: bool) -> None:
+    """Serve the web page, with its worker, until interrupted."""
+    import waitress
+
+    from app import create_app
+
+    data = data.resolve()
+    data.mkdir(parents=True, exist_ok=True)
+    application = create_app({"DATA_DIR": data})
+    try:
+        server = waitress.create_server(
+            application,
+            host=host,
+            port=port,
+            threads=8,
+            # The application answers what is too large; this is for what lies about its size.
+            max_request_body_size=int(application.config["MAX_UPLOAD_BYTES"]) + (64 << 20),
+            ident=None,
+        )
+    except OSError as exc:
+        raise LimitError(f"{host}:{port}: {exc.strerror}", hint="Choose another --port.") from exc
+    with WorkerProcess(data), _terminated_as_interrupted():
+        if samples:
+            _queue_samples(data)
+        bound = getattr(server, "effective_port", port)
+        click.echo(f"http://{host}:{bound}/")
+        server.run()  # returns on KeyboardInterrupt
+
+
+def _queue_samples(data: Path) -> None:
+    from app.index import Index
+    from app.samples import add_sample_runs
+    from app.worker import enqueue_record
+
+    index = Index(data)
+    try:
+        enqueue: Callable[[str], None] = lambda run_id: enqueue_record(data, run_id)  # noqa: E731
+        add_sample_runs(data, index, enqueue)
+    finally:
+        index.close()
+
+
+class WorkerProcess:
+    """The worker as a child of `serve`: started again if it dies, ended with it."""
+
+    def __init__(self, data: Path) -> None:
+        self._data = data
+        self._stopping = threading.Event()
+        self._process = self._start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "app.worker", str(self._data), "--with-parent"]
+        paths = [str(Path(path).resolve()) for path in sys.path if path]
+        root = str(Path(__file__).resolve().parent.parent)
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([root, *paths])}
+        return subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, env=environment, start_new_session=True
+        )
+
+    def _watch(self) -> None:
+        while True:
+            self._process.wait()
+            if self._stopping.wait(1.0):
+                return
+            click.echo("bootflow: the worker ended; starting it again", err=True)
+            self._process = self._start()
+
+    def __enter__(self) -> WorkerProcess:
+        self._watcher.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopping.set()
+        with suppress(OSError):
+            if self._process.stdin is not None:
+                self._process.stdin.close()
+        try:
+            self._process.wait(15.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+if __name__ == "__main__":
+    main()

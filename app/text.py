@@ -1,0 +1,107 @@
+"""What the command line prints about a moment or an event: ASCII, at most 75 columns, no tabs.
+
+Registers are the block of a powerpc oops, code is in objdump's form, so that a line can go into a
+mail as it is. Pure: documents in, lines out. The web's text twins are templates; this is not them.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from app.panels import code_lines, register_block
+from emulator.handoff import STAGE_BY_ID
+from emulator.trace import Event
+
+COLUMNS = 75
+
+Json = dict[str, Any]
+
+
+def fit(line: str, indent: int = 4) -> list[str]:
+    """Break a line of more than 75 columns; what is printed is ASCII."""
+    line = line.rstrip().encode("ascii", "replace").decode()
+    if len(line) <= COLUMNS:
+        return [line]
+    return textwrap.wrap(line, COLUMNS, subsequent_indent=" " * indent, break_on_hyphens=False)
+
+
+def moment_lines(state: Json, last_tick: int, cpu: int | None = None) -> Iterator[str]:
+    """Yield the text of a moment: registers and code of each CPU, low memory, the flags."""
+    yield f"tick {state['tick']} of {last_tick}"
+    for row in state["cpus"]:
+        if cpu is None or row["cpu"] == cpu:
+            yield ""
+            yield from _cpu_lines(row)
+            listing = state.get("disassembly", {}).get(str(row["cpu"]), [])
+            yield from _code_lines(listing, row["registers"]["nip"])
+    yield ""
+    yield "low memory"
+    yield from hex_lines(bytes.fromhex(state["low_memory"]))
+    if state["flags"]:
+        yield ""
+    for flag in state["flags"]:
+        yield from fit(f"{flag['name']} at {flag['addr']}, {flag['size']} bytes: {flag['value']}")
+
+
+def _cpu_lines(row: Json) -> Iterator[str]:
+    stage = STAGE_BY_ID.get(row["stage"])
+    name = f"{stage.letter} {stage.name}" if stage else str(row["stage"])
+    yield from fit(f"cpu {row['cpu']}: {name}, {row['ticks']} ticks")
+    block = register_block(row, None)
+    value = {name: register.value for name, register in block.special.items()}
+    yield f"NIP:  {value['nip']} LR: {value['lr']} CTR: {value['ctr']}"
+    msr = f"MSR:  {value['msr']} {block.msr_names}  CR: {value['cr']}  XER: {value['xer']}"
+    yield from fit(msr, indent=6)
+    for label, registers in block.rows:
+        yield f"{label} {' '.join(register.value for register in registers)}"
+    yield from fit(f"NIP [{value['nip']}] {_place(value['nip'], block.symbol)}")
+    yield from fit(f"LR [{value['lr']}] {_place(value['lr'], block.lr_symbol)}")
+
+
+def _place(address: str, symbol: str) -> str:
+    return symbol or f"0x{int(address, 16):x}"
+
+
+def _code_lines(listing: list[Json], nip: str) -> Iterator[str]:
+    if listing:
+        yield "code"
+    for line in code_lines(listing, nip):
+        if line.text:
+            yield from fit(f"{'=>' if line.next else '  '} {line.addr}: {line.data}  {line.text}")
+        else:
+            yield from fit(f"{line.addr} <{line.symbol}>: {line.order}")
+
+
+def hex_lines(data: bytes) -> Iterator[str]:
+    """Yield a dump of sixteen bytes a line, as `xxd` and xmon lay it out."""
+    for at in range(0, len(data), 16):
+        row = data[at : at + 16]
+        words = " ".join(row[i : i + 4].hex() for i in range(0, len(row), 4))
+        shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        yield f"{at:016x} {words}  |{shown}|"
+
+
+def event_lines(events: Iterable[Event]) -> Iterator[str]:
+    """Yield one line an event; its symbol stands below where it does not fit beside."""
+    for event in events:
+        cpu = "-" if event.cpu is None else str(event.cpu)
+        line = f"{event.tick:>13} {cpu:>2} {event.kind:<12} {_what(event)}".rstrip()
+        if event.symbol and len(line) + len(event.symbol) + 2 <= COLUMNS:
+            yield f"{line}  {event.symbol}"
+            continue
+        yield from fit(line, indent=30)
+        if event.symbol:
+            yield from fit(f"{'':30}{event.symbol}", indent=30)
+
+
+def _what(event: Event) -> str:
+    if event.addr is None:
+        return event.text
+    at = f"0x{int(event.addr, 16):x}"
+    if event.value is None:
+        return f"{at} {event.text}"
+    arrow = "->" if event.kind == "flag-read" else "<-"
+    value = f"0x{int(event.value, 16):0{2 * (event.size or 1)}x}"
+    return f"{at} {arrow} {value} {event.text}"
