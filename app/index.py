@@ -210,7 +210,7 @@ class Index:
     def delete(self, run_id: str) -> None:
         """Delete files; the row stays as a tombstone with title, hashes and verdict."""
         self.set_status(run_id, "deleted")
-        for role in ("kernel", "purgatory", "dtb", "ramdisk"):
+        for role in ("kernel", "purgatory", "dtb", "initrd"):
             upload_path(self.data_dir, run_id, role).unlink(missing_ok=True)
         path = trace_path(self.data_dir, run_id)
         for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):

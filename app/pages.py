@@ -17,7 +17,7 @@ from app.index import Run
 from emulator.errors import BootflowError, SessionError
 from emulator.lanes import Lanes, lanes
 from emulator.trace import Event, TraceReader
-from emulator.verdict import FLAG_OFFSETS, Verdict, flag_text, number, verdict
+from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, flag_text, number, verdict
 
 Query = Callable[[str, dict[str, Any]], dict[str, Any]]
 
@@ -211,6 +211,7 @@ class Story:
     verdict: Verdict
     kernel_addr: int | None
     boot_cpu: int
+    flag_start: str
     running: bool
     more: int
 
@@ -231,6 +232,7 @@ def story(reader: TraceReader) -> Story:
         verdict(reader),
         kernel_addr,
         int(spec.get("boot_cpu", 0)),
+        flag_at_start(spec, reader.placement),
         reader.status == "running",
         more,
     )
@@ -254,9 +256,7 @@ def scene(run_id: str, told: Story) -> Scene:
         )
         for s in steps
     )  # fmt: skip
-    start = ""
-    if steps:
-        start = steps[0].value.split(" ")[0] if " " in steps[0].value else "as loaded"
+    start = told.flag_start or ("as loaded" if steps else "")
     low = tuple(
         Mark(
             row.tick, row.text, row.letter, end_tick=row.end_tick, offset=row.offset,
@@ -420,7 +420,7 @@ def _moment(
     low = bytes.fromhex(state.get("low_memory", ""))
     writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
-    fields = panels.low_fields(reader.placement.get("low_symbols") or {})
+    fields = panels.low_fields(reader.placement.get("low_fields") or [])
     nips = {str(cpu["cpu"]): str(cpu["registers"]["nip"]) for cpu in cpus}
     code = tuple(
         (int(cpu), panels.code_lines(lines, nips.get(cpu, "0")))

@@ -178,7 +178,8 @@ def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
     elif event.kind == "low-write":
         offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
         end = min(offset + (event.size or 1), LOW_BYTES)
-        text = "" if event.value is None else f"0x{number(event.value):x}"
+        value = "?" if event.value is None else f"0x{number(event.value):x}"
+        text = f"{value} {event.text}".strip()
     elif event.kind.startswith("flag-"):
         text = _flag_event_text(event, kernel_addr)
     elif event.kind == "end":
@@ -201,7 +202,7 @@ def _flag_event_text(event: Event, kernel_addr: int | None) -> str:
 
 def _low_text(row: EventRow) -> str:
     if row.count == 1:
-        return f"0x{row.offset:02x} <- {row.text or '?'}"
+        return f"0x{row.offset:02x} <- {row.text}"
     return f"0x{row.offset:02x}-0x{row.end_offset - 1:02x} by {row.count} stores"
 
 
@@ -335,16 +336,16 @@ class _Field:
     css: str
 
 
-def low_fields(symbols: dict[str, Any]) -> tuple[_Field, ...]:
-    """Return the fields of low memory; symbols says where those are that move with the kernel."""
+def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
+    """Return the fields of low memory as the placement found them in this kernel, and the ABI's."""
     flag = FLAGS[0].at
+    known = {row.name: (row.at, row.size) for row in LOW_FIELDS if row.at is not None}
+    known |= {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
     found = []
-    for row in LOW_FIELDS:
-        at = row.at if row.at is not None else number(symbols.get(row.symbol))
-        if at is None or not 0 <= at < LOW_BYTES:
-            continue
-        css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
-        found.append(_Field(row.name, at, row.size if row.size <= 8 else 4, css))
+    for name, (at, size) in known.items():
+        if 0 <= at < LOW_BYTES:
+            css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
+            found.append(_Field(name, at, size if size <= 8 else 4, css))
     return tuple(sorted(found, key=lambda row: row.at))
 
 

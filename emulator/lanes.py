@@ -14,17 +14,12 @@ from emulator.handoff import STAGES
 from emulator.trace import Event, Slice
 
 _BY_ID = {stage.id: stage for stage in STAGES}
-_BY_NAME = {stage.name: stage for stage in STAGES}
+_BY_LETTER = {stage.letter: stage for stage in STAGES}
 
 
 def stage_id(text: str) -> str:
-    """Return the id of the stage that a stage event's text names; the text itself if unknown."""
-    if text in _BY_ID:
-        return text
-    if text in _BY_NAME:
-        return _BY_NAME[text].id
-    word = text.split(":")[0].split()[0] if text.split(":")[0].split() else ""
-    return word if word in _BY_ID else text
+    """Return the id of a stage that is given as id or as letter; the text itself if unknown."""
+    return _BY_LETTER[text].id if text in _BY_LETTER else text
 
 
 def stage_letter(identifier: str) -> str:
@@ -105,8 +100,9 @@ def lanes(events: Iterable[Event], slices: Iterable[Slice], cpus: int, last_tick
     if without:
         for item in slices:
             row = marks.get(item.cpu, [])
-            if item.cpu in without and item.stage and (not row or row[-1][1] != item.stage):
-                row.append((item.tick, item.stage, item.nip, item.symbol))
+            stage = stage_id(item.stage)
+            if item.cpu in without and stage and (not row or row[-1][1] != stage):
+                row.append((item.tick, stage, item.nip, item.symbol))
     return Lanes({cpu: _stays(cpu, row, last_tick) for cpu, row in marks.items()}, last_tick)
 
 

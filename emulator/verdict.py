@@ -10,14 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import Lanes, Stay, lanes
 from emulator.trace import Event, TraceReader
 
-RUN0 = 0x72756E30
-FLAG_OFFSETS = {0x5C: "__run_at_load", 0x18: "__kdump_flag"}
+FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
 KERNEL_STAGES = ("head", "relocate", "copy")
 SPINS = ("stuck", "spin", "spins", "spinning", "digest", "hang", "hung")
 TOP_BITS = 0xF << 60
+_SWAPPED = int.from_bytes(RUN_AT_ZERO_MAGIC.to_bytes(4, "big"), "little")
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ def flag_text(value: int | None) -> str:
     """Return a flag's value as the field writes it: "run0", 1, 0x..."""
     if value is None:
         return "?"
-    if value in (RUN0, int.from_bytes(RUN0.to_bytes(4, "big"), "little")):
-        return '"run0"' if value == RUN0 else '"0nur"'
+    if value in (RUN_AT_ZERO_MAGIC, _SWAPPED):
+        return '"run0"' if value == RUN_AT_ZERO_MAGIC else '"0nur"'
     return str(value) if value < 10 else f"0x{value:08x}"
 
 
@@ -99,13 +100,14 @@ def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[
     """Return the writes of the kernel's flag, and its reads by the kernel, in order."""
     found = [*reader.events("flag-write"), *reader.events("flag-read")]
     steps: list[Step] = []
-    value = ""
+    value = flag_at_start(reader.spec, reader.placement)
     for event in sorted(found, key=lambda event: event.tick):
         offset = flag_offset(event, kernel_addr)
         stay = row.at(event.cpu, max(event.tick - 1, 0))
         if offset is None or stay is None or len(steps) >= 12:
             continue
         new = number(event.value)
+        value = value if offset == FLAG_OFFSET or steps else ""
         where = f"{event.symbol or 'no symbol'} on cpu {event.cpu}"
         if event.kind == "flag-write":
             shown = f"{value} -> {flag_text(new)}" if value else flag_text(new)
@@ -122,6 +124,19 @@ def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[
             Step(len(steps) + 1, title, stay.letter, shown, text, event.tick, write, new == 1)
         )
     return tuple(steps)
+
+
+def flag_at_start(spec: dict[str, Any], placement: dict[str, Any]) -> str:
+    """Return what __run_at_load reads in the loaded kernel at tick 0; empty if not known.
+
+    The loader copies it into purgatory, and makes it 1 there for a panic kernel if it is "run0".
+    """
+    copied = number(placement.get("run_at_load"))
+    if copied is None:
+        return ""
+    if spec.get("mode") == "load-panic" and copied == RUN_AT_LOAD:
+        return flag_text(RUN_AT_ZERO_MAGIC)
+    return flag_text(copied)
 
 
 def _next_decision(steps: list[Step]) -> str:

@@ -21,9 +21,10 @@ PLACEMENT: dict[str, Any] = {
     "t": "placement", "kernel_addr": KERNEL_ADDR, "entry_addr": 0x1EFF0700, "run_at_load": 1,
     "purgatory_addr": 0x1EFF0000, "dt_addr": 0x8000000,
     "debug": ["kernel is 2000000", "dt_offset is 8000000", "run_at_load flag is 1"],
-    "low_symbols": {
-        "__secondary_hold_spinloop": "0x38", "__secondary_hold_acknowledge": "0x40",
-    },
+    "low_fields": [
+        {"name": "__secondary_hold_spinloop", "at": 0x38, "size": 8, "note": ""},
+        {"name": "__secondary_hold_acknowledge", "at": 0x40, "size": 8, "note": ""},
+    ],
 }  # fmt: skip
 FLAG_TICK = 1_508_330_035
 LAST_TICK = 1_533_444_221
