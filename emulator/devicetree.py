@@ -94,7 +94,7 @@ class DeviceTree:
 
     def cpu_ids(self) -> tuple[int, ...]:
         """Physical id of every hardware thread, in the order of the nodes."""
-        ids: list[int] = []
+        ids: dict[int, None] = {}
         cpus = self.find("/cpus")
         for node in cpus.children if cpus else ():
             if node.text("device_type") != "cpu":
@@ -102,7 +102,7 @@ class DeviceTree:
             if node.text("status") not in ("", "okay", "ok"):
                 continue
             threads = node.cells("ibm,ppc-interrupt-server#s") or node.cells("reg")[:1]
-            ids += [thread for thread in threads if thread not in ids]
+            ids.update(dict.fromkeys(threads))
         return tuple(ids)
 
     def memory(self) -> list[tuple[int, int]]:

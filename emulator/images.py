@@ -40,6 +40,10 @@ from emulator.symbols import SymbolTable
 
 MAX_FILE_BYTES: Final = 512 << 20
 MAX_UNPACKED_BYTES: Final = 512 << 20
+MAX_KERNEL_BYTES: Final = 256 << 20
+"""Of a kernel in memory; the largest real ones take 100 MiB."""
+MAX_PURGATORY_FILE_BYTES: Final = 32 << 20
+MAX_PURGATORY_SYMBOLS: Final = 50_000
 MAX_ELF_MAGICS: Final = 4096
 """How many ELF magics inside a file are looked at,"""
 MAX_EMBEDDED_ELFS: Final = 32
@@ -357,10 +361,10 @@ def _check_segments(name: str, segments: tuple[LoadSegment, ...]) -> None:
                 f" but only {segment.mem_bytes:#x} in memory",
                 hint="The file is damaged; copy it again.",
             )
-        if segment.vaddr + segment.mem_bytes - low > MAX_UNPACKED_BYTES:
+        if segment.vaddr + segment.mem_bytes - low > MAX_KERNEL_BYTES:
             raise LimitError(
                 f"{name}: PT_LOAD {index} ends {segment.vaddr + segment.mem_bytes - low:#x} bytes"
-                f" behind the first; the limit is {MAX_UNPACKED_BYTES:#x}",
+                f" behind the start of the kernel; the limit is {MAX_KERNEL_BYTES:#x}",
                 hint="A kernel has one or two PT_LOADs next to each other.",
             )
 
@@ -424,6 +428,12 @@ def _kexec_purgatory_offset(elf: ElfFile) -> int | None:
 def _checked_purgatory(name: str, data: bytes, elf: ElfFile, found: str) -> PurgatoryImage:
     """Cut the ELF out of what is around it, and look for what a purgatory must have."""
     whole = memoryview(elf.data)
+    if elf.file_bytes > MAX_PURGATORY_FILE_BYTES:
+        raise LimitError(
+            f"{name}: a purgatory file of {elf.file_bytes} bytes ({found});"
+            f" the limit is {MAX_PURGATORY_FILE_BYTES}",
+            hint="kexec-tools' purgatory.ro has about 22,000 bytes.",
+        )
     exact = read_elf(bytes(whole[: elf.file_bytes]), name, _WANT_PURGATORY)
     if exact.type != ET_REL:
         raise WrongMachine(
@@ -434,6 +444,11 @@ def _checked_purgatory(name: str, data: bytes, elf: ElfFile, found: str) -> Purg
     if not any(section.flags & needs == needs for section in exact.sections):
         raise ImageError(f"{name}: {found} has no code", hint=f"Give {_WANT_PURGATORY}.")
     table = SymbolTable(exact, {section.index: 0 for section in exact.sections})
+    if len(table) > MAX_PURGATORY_SYMBOLS:
+        raise LimitError(
+            f"{name}: a purgatory with {len(table)} symbols; the limit is {MAX_PURGATORY_SYMBOLS}",
+            hint="kexec-tools' purgatory has 80.",
+        )
     if table.find("purgatory_start") is None:
         raise MissingSymbol(
             f"{name}: a relocatable ppc64 ELF file without the symbol purgatory_start ({found})",

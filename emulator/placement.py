@@ -329,6 +329,11 @@ class _Loader:
             line = " ".join(word for word in words if not word.startswith("elfcorehdr=")).strip()
         if elfcorehdr is not None:
             line = f"{line} elfcorehdr={elfcorehdr.addr // 1024}K".lstrip()
+        if any(not 32 <= ord(char) < 127 for char in line):
+            raise PlacementError(
+                "the command line holds a character that is not printable ASCII",
+                hint="Check --append, or bootargs in the device tree.",
+            )
         if len(line) >= COMMAND_LINE_BYTES:
             raise LimitError(
                 f"the command line has {len(line)} characters; the limit is"
@@ -452,11 +457,6 @@ def _check_options(options: LoadOptions) -> None:
         raise PlacementError(
             f"the kernel cannot lie at {base:#x}",
             hint="--base is a multiple of 64 KiB, not 0, and below --mem.",
-        )
-    if any(not 32 <= ord(char) < 127 for char in options.append):
-        raise PlacementError(
-            "the command line holds a character that is not printable ASCII",
-            hint="Check --append.",
         )
 
 

@@ -36,7 +36,7 @@ from emulator.elf import (
 from emulator.errors import ImageError, LimitError, UnsupportedRelocation
 
 MAX_PURGATORY_BYTES: Final = 16 << 20
-MAX_RELOCATIONS: Final = 200_000
+MAX_RELOCATIONS: Final = 50_000
 TOC_ALIGN: Final = 256
 TOC_BIAS: Final = 0x8000
 """r2 points 0x8000 into the TOC, to reach 64 KiB with a signed 16-bit offset."""
