@@ -151,7 +151,7 @@ def axis(
         x1: right edge of the plot.
         cap: largest weight of a fold; below 16 it caps every segment (small pictures).
     """
-    segments = clip(spans, lo, hi) or [Span(lo, max(hi, lo + 1), "", "")]
+    segments = coarse(clip(spans, lo, hi)) or [Span(lo, max(hi, lo + 1), "", "")]
     weights = [weight(s, cap) for s in segments]
     while len(segments) > 1 and (x1 - x0) * min(weights) / sum(weights) < MIN_SEGMENT_PX:
         at = min(range(len(segments) - 1), key=lambda i: segments[i].ticks + segments[i + 1].ticks)
@@ -162,6 +162,20 @@ def axis(
         edges.append(edges[-1] + (x1 - x0) * value / total)
     edges[-1] = x1
     return Axis(tuple(segments), tuple(edges))
+
+
+def coarse(spans: list[Span], limit: int = 400) -> list[Span]:
+    """Merge the shortest neighbours until at most limit spans remain, in a few passes."""
+    ticks = 1
+    while len(spans) > limit:
+        kept: list[Span] = []
+        for span in spans:
+            if kept and kept[-1].ticks + span.ticks <= ticks:
+                kept[-1] = _merge(kept[-1], span)
+            else:
+                kept.append(span)
+        spans, ticks = kept, ticks * 2
+    return spans
 
 
 def _merge(left: Span, right: Span) -> Span:
@@ -299,7 +313,8 @@ def timeline(
 def describe(scene: Scene) -> str:
     """Say in words what a timeline of the whole run shows."""
     parts = []
-    for cpu, spans in scene.lanes:
+    for cpu, all_spans in scene.lanes:
+        spans = all_spans[:200]
         names = [s.name for i, s in enumerate(spans) if i == 0 or s.name != spans[i - 1].name]
         if len(names) > 14:
             names = [*names[:13], "and more"]

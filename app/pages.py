@@ -15,14 +15,15 @@ from app import panels
 from app.drawing import Drawing, Mark, Scene, Span, mini, short, timeline
 from app.index import Run
 from emulator.errors import BootflowError, SessionError
-from emulator.lanes import Lanes, lanes
-from emulator.trace import Event, TraceReader
+from emulator.lanes import MAX_CHANGES, Lanes, lanes
+from emulator.trace import EVENT_KINDS, Event, TraceReader
 from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, flag_text, number, verdict
 
 Query = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 WIDE, NARROW = 1400, 362
-MAX_EVENTS = 20_000
+MAX_EVENTS = 4_000
+"""Of one kind; more are counted as left out, so that a flood of one kind hides no other."""
 LENS_BACK, LENS_ON = 12, 16
 ZOOMS = (1 << 24, 1 << 16, 4096, 256)
 
@@ -51,8 +52,6 @@ class Head:
     ended: bool
     listed: bool
     asked: str
-    error: str = ""
-    hint: str = ""
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,7 @@ class RunPage:
     zooms: tuple[Zoom, ...] = ()
     kind: str = ""
     moment: Moment | None = None
+    flooded: tuple[str, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -134,6 +134,8 @@ class WaitPage:
     head: Head
     live: bool
     sentence: str
+    hint: str = ""
+    images: tuple[tuple[str, str, str, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -166,7 +168,6 @@ def head(run: Run) -> Head:
     facts += [options(spec), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
-    failed = run.status in ("failed", "killed") and not run.word
     return Head(
         run.id,
         panels.printable(title),
@@ -176,7 +177,6 @@ def head(run: Run) -> Head:
         run.ended,
         run.listed,
         run.asked,
-        error=run.verdict if failed else "",
     )
 
 
@@ -213,20 +213,28 @@ class Story:
     boot_cpu: int
     flag_start: str
     running: bool
-    more: int
+    flooded: tuple[str, ...]
 
 
 def story(reader: TraceReader) -> Story:
     """Read a trace."""
     spec, last = reader.spec, reader.last_tick
     kernel_addr = number(reader.placement.get("kernel_addr"))
-    row = lanes(reader.events("stage"), reader.slices(), int(spec.get("cpus", 1)), last)
-    events = list(reader.events(limit=MAX_EVENTS + 1))
-    more = max(len(events) - MAX_EVENTS, 0)
-    low = list(reader.events("low-write", limit=MAX_EVENTS))
+    row = lanes(
+        reader.events("stage", limit=MAX_CHANGES), reader.slices(), int(spec.get("cpus", 1)), last
+    )
+    events: list[Event] = []
+    flooded = []
+    for kind in EVENT_KINDS:
+        if kind != "console":  # the console has its own panel
+            found = list(reader.events(kind, limit=MAX_EVENTS + 1))
+            flooded += [kind] if len(found) > MAX_EVENTS else []
+            events += found[:MAX_EVENTS]
+    events.sort(key=lambda event: event.tick)
+    low = list(reader.events("low-write", limit=100_000))
     return Story(
         row,
-        tuple(panels.event_rows(events[:MAX_EVENTS], row, kernel_addr)),
+        tuple(panels.event_rows(events, row, kernel_addr)),
         tuple(low),
         tuple(panels.console_lines(reader.console_chunks())),
         verdict(reader),
@@ -234,7 +242,7 @@ def story(reader: TraceReader) -> Story:
         int(spec.get("boot_cpu", 0)),
         flag_at_start(spec, reader.placement),
         reader.status == "running",
-        more,
+        tuple(flooded),
     )
 
 
@@ -279,9 +287,10 @@ def _flag_offsets(told: Story) -> Iterable[int]:
                 yield offset
 
 
-def run_page(run: Run, reader: TraceReader, *, width: int = 0, kind: str = "") -> RunPage:
+def run_page(
+    run: Run, reader: TraceReader, told: Story, *, width: int = 0, kind: str = ""
+) -> RunPage:
     """Make the page of a run, while it goes on and after."""
-    told = story(reader)
     drawn = scene(run.id, told)
     last = told.lanes.last_tick
     samples = _last_samples(reader, told.lanes)
@@ -293,13 +302,14 @@ def run_page(run: Run, reader: TraceReader, *, width: int = 0, kind: str = "") -
         tuple(timeline(drawn, width=w, unfold=width == -1) for w in (WIDE, NARROW)),
         panels.sampled_cpu_rows(samples, told.lanes, told.boot_cpu),
         tuple(_window(rows, 300, told.running)),
-        max(len(rows) - 300, 0) + told.more,
+        max(len(rows) - 300, 0),
         told.console[-200:],
         None,
         _placement_lines(reader),
         _images(reader),
         reader.digest or "",
         kind=kind,
+        flooded=told.flooded,
     )
 
 
@@ -335,13 +345,21 @@ def _last_samples(reader: TraceReader, row: Lanes) -> dict[int, tuple[int, str, 
 
 
 def moment_page(
-    run: Run, reader: TraceReader, tick: int, query: Query, *, width: int = 0, kind: str = ""
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    tick: int,
+    query: Query,
+    *,
+    width: int = 0,
+    kind: str = "",
 ) -> RunPage:
     """Make the page of one tick of a run.
 
     Args:
         run: its row of the index.
         reader: its trace.
+        told: what was read from it.
         tick: 0 up to the last tick.
         query: asks the run's session; raises SessionError.
         width: how many ticks round the cursor the timeline shows; 0 all, -1 all with folds open.
@@ -350,7 +368,6 @@ def moment_page(
     Raises:
         NoSuchTick: the run does not reach that tick.
     """
-    told = story(reader)
     last = told.lanes.last_tick
     if not 0 <= tick <= last:
         more = " so far" if told.running else ""
@@ -376,10 +393,11 @@ def moment_page(
     rows = [row for row in told.rows if not kind or row.kind == kind]
     shown, more_events = _around(rows, tick)
     return RunPage(
-        head(run), told.verdict, last, drawings, moment.cpus, shown, more_events + told.more,
+        head(run), told.verdict, last, drawings, moment.cpus, shown, more_events,
         tuple(console[-200:]), after, _placement_lines(reader), (), reader.digest or "",
         tuple(Zoom(short_name(w), w, w == width) for w in (0, *ZOOMS, -1) if w < last), kind,
         moment,
+        told.flooded,
     )  # fmt: skip
 
 
@@ -483,8 +501,8 @@ def _around(rows: list[panels.EventRow], tick: int) -> tuple[tuple[panels.EventR
     return shown, len(rows) - len(shown)
 
 
-def wait_page(run: Run) -> WaitPage:
-    """Make the page of a run without a trace."""
+def wait_page(run: Run, reader: TraceReader | None = None) -> WaitPage:
+    """Make the page of a run that has no tick to show: not started, refused, deleted."""
     sentences = {
         "queued": "Waiting for a free worker.",
         "running": "Starting.",
@@ -494,7 +512,21 @@ def wait_page(run: Run) -> WaitPage:
     sentence = sentences.get(run.status, "")
     if run.verdict:
         sentence = f"{sentence} {run.verdict}".strip()
-    return WaitPage(head(run), not run.ended, sentence or f"The run is {run.status}.")
+    error = reader.error if reader is not None else None
+    return WaitPage(
+        head(run),
+        not run.ended,
+        panels.printable(sentence or f"The run is {run.status}."),
+        panels.printable(str(error["hint"])) if error else "",
+        _images(reader) if reader is not None else _uploaded(run),
+    )
+
+
+def _uploaded(run: Run) -> tuple[tuple[str, str, str, int], ...]:
+    return tuple(
+        (role, panels.printable(str(f["name"])), str(f["sha256"]), int(f["size_bytes"]))
+        for role, f in run.files.items()
+    )
 
 
 def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:

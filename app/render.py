@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import textwrap
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,9 @@ def render(page: Any, form: str = "html", *, fragment: str = "", **more: Any) ->
     if fragment:
         template = current_app.jinja_env.get_template(f"{stem(page)}.html")
         current_app.update_template_context(context)
-        made = template.new_context(context)
-        return Response("".join(template.blocks[fragment](made)), mimetype="text/html")
+        block: Callable[[Any], Iterator[str]] = template.blocks[fragment]
+        parts = block(template.new_context(context))
+        return Response("".join(parts), mimetype="text/html")
     return Response(render_template(f"{stem(page)}.html", **context), mimetype="text/html")
 
 
@@ -98,11 +100,11 @@ def _svg(page: Any) -> Response:
 
 def document(page: Any) -> dict[str, Any]:
     """Return a page as a JSON document; 64-bit values are "0x.." strings."""
-    made = {
+    made: dict[str, Callable[[Any], dict[str, Any]]] = {
         "run": _run_document, "moment": _moment_document, "wait": _wait_document,
         "gallery": _gallery_document, "error": _error_document,
-    }[stem(page)]  # fmt: skip
-    return {"format_version": FORMAT_VERSION, **made(page)}
+    }  # fmt: skip
+    return {"format_version": FORMAT_VERSION, **made[stem(page)](page)}
 
 
 def _head_document(head: pages.Head) -> dict[str, Any]:
@@ -130,16 +132,18 @@ def _run_document(page: pages.RunPage) -> dict[str, Any]:
         "flag_history": [dataclasses.asdict(step) for step in verdict.custody],
         "last_tick": page.last_tick,
         "digest": page.digest,
-        "images": [
-            dict(zip(("role", "name", "sha256", "size_bytes"), image, strict=True))
-            for image in page.images
-        ],
+        "images": _images_document(page.images),
         "placement": list(page.placement),
         "where": [dataclasses.asdict(row) for row in page.cpus],
         "events": [dataclasses.asdict(row) for row in page.events],
         "events_left_out": page.more_events,
         "console": [dataclasses.asdict(line) for line in page.console],
     }
+
+
+def _images_document(images: tuple[tuple[str, str, str, int], ...]) -> list[dict[str, Any]]:
+    names = ("role", "name", "sha256", "size_bytes")
+    return [dict(zip(names, image, strict=True)) for image in images]
 
 
 def _moment_document(page: pages.RunPage) -> dict[str, Any]:
@@ -162,7 +166,12 @@ def _moment_document(page: pages.RunPage) -> dict[str, Any]:
 
 
 def _wait_document(page: pages.WaitPage) -> dict[str, Any]:
-    return {"run": _head_document(page.head), "sentence": page.sentence}
+    return {
+        "run": _head_document(page.head),
+        "sentence": page.sentence,
+        "hint": page.hint,
+        "images": _images_document(page.images),
+    }
 
 
 def _gallery_document(page: pages.GalleryPage) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from pathlib import Path
+from threading import Lock
 
 from flask import Blueprint, Response, current_app, redirect, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -41,6 +43,28 @@ def open_trace(run: Run) -> TraceReader | None:
         return None  # the worker has created the file, but not yet its tables
 
 
+_STORIES: OrderedDict[str, pages.Story] = OrderedDict()
+_STORIES_KEPT = 16
+_STORIES_LOCK = Lock()
+
+
+def told_by(run: Run, reader: TraceReader) -> pages.Story:
+    """Return what a trace tells; of an ended run it is read once and kept a while."""
+    if not run.ended or reader.status == "running":
+        return pages.story(reader)
+    key = f"{reader.path} {run.status}"
+    with _STORIES_LOCK:
+        if key in _STORIES:
+            _STORIES.move_to_end(key)
+            return _STORIES[key]
+    told = pages.story(reader)
+    with _STORIES_LOCK:
+        _STORIES[key] = told
+        if len(_STORIES) > _STORIES_KEPT:
+            _STORIES.popitem(last=False)
+    return told
+
+
 @blueprint.get("/t/<run_id>/")
 def show_run(run_id: str) -> AnyResponse:
     """Show a run, live while it goes on."""
@@ -69,11 +93,16 @@ def _run(run_id: str, form: str) -> AnyResponse:
     page: pages.RunPage | pages.WaitPage
     if reader is None:
         page = pages.wait_page(run)
-        if form == "svg":
-            raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
     else:
         with reader:
-            page = pages.run_page(run, reader, width=_width(), kind=_kind())
+            if run.ended and not reader.last_tick:
+                page = pages.wait_page(run, reader)
+            else:
+                page = pages.run_page(
+                    run, reader, told_by(run, reader), width=_width(), kind=_kind()
+                )
+    if isinstance(page, pages.WaitPage) and form == "svg":
+        raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
     response = render(page, form, fragment=fragment, token=token, fragment_only=bool(fragment))
     if fragment and not page.live:
         response.status_code = STOP_POLLING
@@ -104,7 +133,8 @@ def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
         )
     with reader:
         query = current_app.config["QUERY"]
-        page = pages.moment_page(run, reader, tick, query, width=_width(), kind=_kind())
+        told = told_by(run, reader)
+        page = pages.moment_page(run, reader, told, tick, query, width=_width(), kind=_kind())
     response = render(page, form)
     broken = page.moment is not None and bool(page.moment.problem)
     if broken:

@@ -23,6 +23,8 @@ from app.sandbox import Limits, lock_down
 from emulator.errors import BootflowError, SessionError
 
 ENGINE = "emulator.session"
+PRELOADED = ("numpy.ma", "encodings.idna", "encodings.latin_1", "linecache", "bz2", "lzma")
+"""Modules that others import at their first use; after the lock that would be too late."""
 MAX_IMAGES = 4
 
 _ENGINE_BYTES = 1200 << 20  # address space that one emulated CPU reserves; measured: 1026 MiB
@@ -34,6 +36,11 @@ def main(argv: list[str]) -> int:
     control = socket.socket(fileno=int(argv[1]))
     try:
         engine = importlib.import_module(argv[2] if len(argv) > 2 else ENGINE)
+        for name in PRELOADED:
+            importlib.import_module(name)
+        warm_up = getattr(engine, "warm_up", None)
+        if warm_up is not None:
+            warm_up()  # compiles and imports what would otherwise be needed first after the lock
         gc.collect()
         gc.freeze()  # forked checkpoints then share these pages for good
         walls = lock_down(Limits())

@@ -40,6 +40,10 @@ _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NU
 _KEPT_ENVIRONMENT = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "TZ", "SYSTEMROOT")
 
 
+class SessionGone(SessionError):
+    """The session had ended before the message reached it; another one may be asked."""
+
+
 class SessionProcess:
     """A child of `session_main`, from its start to its end."""
 
@@ -93,6 +97,14 @@ class SessionProcess:
                 self._stderr += piece
                 del self._stderr[:-_STDERR_BYTES]
 
+    def await_ready(self, timeout_seconds: float) -> None:
+        """Wait until the child has imported its engine and is locked down."""
+        record = self.receive(timeout_seconds)
+        if record is None:
+            raise SessionError("the session process does not start")
+        if record.get("t") != "ready":
+            raise error_from(record)
+
     def start(self, job: Mapping[str, Any], images: Sequence[ImageFile]) -> None:
         """Hand over the job and the images."""
         fds = [_sealed("job", json.dumps(job).encode())]
@@ -109,7 +121,7 @@ class SessionProcess:
         """Keep the descriptors open while a thread waits on them."""
         with self._state:
             if self._ended:
-                raise SessionError("the session has ended")
+                raise SessionGone("the session has ended")
             self._users += 1
         try:
             yield
@@ -127,7 +139,7 @@ class SessionProcess:
                 "the session has too many queries to answer", hint="Try again in a moment."
             ) from exc
         except OSError as exc:
-            raise SessionError(f"the session has ended: {exc}") from exc
+            raise SessionGone(f"the session has ended: {exc}") from exc
 
     def cancel(self) -> None:
         """Ask the session to stop recording; it may not listen."""
@@ -283,7 +295,7 @@ def _parse(data: bytes) -> Json:
 
 
 def _error_classes(base: type[BootflowError]) -> dict[str, type[BootflowError]]:
-    found = {base.slug: base}
+    found = {base.slug: base} if "slug" in vars(base) else {}
     for derived in base.__subclasses__():
         found |= _error_classes(derived)
     return found

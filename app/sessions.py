@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.broker import query
-from app.session_process import SessionProcess, error_from
+from app.session_process import SessionGone, SessionProcess, error_from
 from emulator.errors import (
     BootflowError,
     DivergenceError,
@@ -40,6 +40,7 @@ class PoolLimits:
 
     live_sessions: int = 3
     record_seconds: float = 900.0
+    start_seconds: float = 120.0
     silence_seconds: float = 120.0
     cancel_seconds: float = 3.0
     answer_seconds: float = 60.0
@@ -163,6 +164,7 @@ class SessionPool:
         self._add(key, live)
         try:
             writer.start(spec, images, title=title, created_utc=created_utc)
+            live.process.await_ready(self._limits.start_seconds)
             names = {image.role: image.name for image in images}
             live.process.start({"op": "record", "spec": dict(spec), "names": names}, images)
             self._pump(live, writer, on_tick)
@@ -259,6 +261,12 @@ class SessionPool:
             TraceError: the trace cannot be replayed.
             DivergenceError: the replay differs from the record.
         """
+        try:
+            return self._ask_session(key, path, query)
+        except SessionGone:  # it was ended, or died, just before: ask another
+            return self._ask_session(key, path, query)
+
+    def _ask_session(self, key: str, path: Path, query: Mapping[str, Any]) -> Json:
         with self._lock:
             live = self._session(key, path)
             live.busy += 1
@@ -272,9 +280,12 @@ class SessionPool:
         if not live.slots.acquire(timeout=self._limits.answer_seconds):
             raise LimitError("too many queries about this run at once", hint="Try again.")
         try:
-            return live.process.ask(query, self._limits.answer_seconds)
+            answer = live.process.ask(query, self._limits.answer_seconds)
+            if live.failure is not None:
+                raise live.failure
+            return answer
         except SessionError as exc:
-            if not live.process.alive:
+            if isinstance(exc, SessionGone) or not live.process.alive:
                 self._forget(key, live)
             raise live.failure or exc from exc
         finally:

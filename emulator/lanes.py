@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from emulator.handoff import STAGES
 from emulator.trace import Event, Slice
 
+FIRST_STAGE = "hand-over"
+MAX_CHANGES = 100_000
+"""Stage changes that are looked at; a run with more is a flood, and its first part must do."""
 _BY_ID = {stage.id: stage for stage in STAGES}
 _BY_LETTER = {stage.letter: stage for stage in STAGES}
 
@@ -107,7 +110,10 @@ def lanes(events: Iterable[Event], slices: Iterable[Slice], cpus: int, last_tick
 
 
 def _stays(cpu: int, row: list[tuple[int, str, str, str]], last_tick: int) -> tuple[Stay, ...]:
+    """Make stays of the changes; before its first change a CPU is in the old kernel's hand-over."""
     stays = []
+    if not row or row[0][0] > 0:
+        row = [(0, FIRST_STAGE, "", ""), *row]
     for index, (tick, stage, nip, symbol) in enumerate(row):
         end = row[index + 1][0] if index + 1 < len(row) else max(last_tick, tick)
         stays.append(Stay(cpu, tick, end, stage, nip, symbol))

@@ -39,7 +39,8 @@ HYPERTAS: Final = (
 """Function sets that the firmware offers, as QEMU names them (LoPAR table 214)."""
 
 _VEC5_RADIX: Final = bytes.fromhex("1900200000a005" + "00" * 15 + "8000400040")
-"""Negotiated options: byte 24 = 0x40 radix MMU, byte 26 = 0x40 radix GTSE; byte 23 = 0 XICS."""
+"""Negotiated options: byte 5 = 0xa0 associativity form 2 (so /rtas has its tables), byte 23 = 0
+XICS, byte 24 = 0x40 radix MMU, byte 26 = 0x40 radix GTSE."""
 
 _PA_FEATURES: Final = bytes.fromhex(
     "4200f63fc7c080f080000000000000000000800080008000000080008000800080008000"
@@ -84,16 +85,18 @@ def build_partition(partition: Partition) -> DeviceTree:
         }),
         Node("memory@0", {
             "device_type": _strings("memory"),
-            "ibm,associativity": _cells(4, 0, 0, 0, 0),
+            "ibm,associativity": _cells(1, 0),
             "reg": struct.pack(">QQ", 0, partition.mem_bytes),
         }),
         Node("rtas", {
-            "ibm,associativity-reference-points": _cells(4, 4, 2),
+            "ibm,associativity-reference-points": _cells(1),
             "ibm,hypertas-functions": _strings(*HYPERTAS),
             "ibm,lrdr-capacity": struct.pack(
                 ">QQI", partition.mem_bytes, 1 << 28, len(partition.cpu_ids)
             ),
-            "ibm,max-associativity-domains": _cells(4, 0, 0, 0, 1),
+            "ibm,max-associativity-domains": _cells(1, 1),
+            "ibm,numa-distance-table": _cells(1) + bytes([10]),
+            "ibm,numa-lookup-index-table": _cells(1, 0),
         }),
         _vdevice(),
     ]  # fmt: skip

@@ -2,8 +2,9 @@
 
 What it is: images and options in, everything that lies in RAM at tick 0 out; pure. The search for
 holes, the order of the segments, the symbols and the digest are those of kexec-tools for ppc64.
-What it is not: kexec's reading of /proc; the memory that a running kernel would occupy is not
-modelled, so the kernel lies at --base (32 MiB by default) instead of above the old kernel.
+What it is not: kexec's reading of /proc. Where the old kernel would lie is assumed: for --load at 0
+and as large as the new one, which is therefore placed above it; a crash kernel's area begins at
+32 MiB. --base says otherwise.
 Sources: kexec-tools kexec/arch/ppc64/kexec-elf-ppc64.c, crashdump-ppc64.c, kexec/kexec.c
 (behaviour); linux kernel/kexec_file.c for the purgatory inside a vmlinux; two captured hand-offs.
 """
@@ -37,57 +38,21 @@ from emulator.handoff import (
 from emulator.handover import CpuStart, cpu_starts, handover_code
 from emulator.images import KernelImage, PurgatoryImage
 from emulator.memory import Ram, Segment, check_overlaps, without
+from emulator.options import Addresses, LoadOptions, check_addresses, check_options
 from emulator.partition import Partition, build_partition
 from emulator.patching import Patcher, segments_digest
 from emulator.relocations import LinkedPurgatory, layout_purgatory, link_purgatory
 from emulator.symbols import AddressMap, AddressRow, NamedPlaces, SymbolTable
 
+__all__ = ["Addresses", "LoadOptions", "Placement", "Segment", "place"]
+
 DEFAULT_BASE: Final = 0x2000000
 CRASH_BYTES: Final = 256 << 20
 """Size of the crash kernel's area, as crashkernel=256M in the captured hand-off."""
-MAX_CPUS: Final = 16
-MIN_MEM_BYTES: Final = 128 << 20
-MAX_MEM_BYTES: Final = 16 << 30
 COMMAND_LINE_BYTES: Final = 2048
 """COMMAND_LINE_SIZE of ppc64."""
 _KEXEC_ARCH_PPC64: Final = 21 << 16
 _KEXEC_ON_CRASH: Final = 1
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """What a user asks for, named as kexec names it."""
-
-    panic: bool = False
-    append: str = ""
-    checks: bool = True
-    debug: bool = False
-    cpus: int = 1
-    boot_cpu: int = 0
-    """Index 0..cpus-1; its physical id comes from the device tree."""
-    mem_bytes: int = 1 << 30
-    base_addr: int | None = None
-    """Where the search for the kernel's place begins; 32 MiB if None."""
-    entry_r6: int = 0
-    """What the old kernel leaves in r6 for purgatory (0xfeed1234 after a crash of 2.6.28-rc1)."""
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Places to use instead of choosing them; None: choose."""
-
-    kernel: int | None = None
-    purgatory: int | None = None
-    dt: int | None = None
-    stack: int | None = None
-    """Top of the stack."""
-    backup: int | None = None
-    elfcorehdr: int | None = None
-    initrd: int | None = None
-    purgatory_buffer: int | None = None
-    """Where kexec held the purgatory while linking it; shows in .eh_frame only (REL32)."""
-    digest: bytes | None = None
-    """The digest of a captured load of which some segment's bytes are not at hand."""
 
 
 @dataclass(frozen=True)
@@ -184,14 +149,26 @@ def place(
     dtb: DeviceTree | None = None,
     initrd: bytes = b"",
     addresses: Addresses | None = None,
+    digest: bytes | None = None,
 ) -> Placement:
     """Do what `kexec --load` or `--load-panic` does, for a machine that is not running yet.
+
+    Args:
+        kernel: what is loaded.
+        purgatory: what is linked, patched and entered.
+        options: what kexec's command line says.
+        dtb: the machine's device tree; a partition of our own if None.
+        initrd: the ramdisk, b"" for none.
+        addresses: places to use instead of choosing them.
+        digest: SHA-256 to store instead of computing it, for a captured load of which some
+            segment's bytes are not at hand.
 
     Raises:
         PlacementError: something overlaps, does not fit, or is not in the device tree.
         ImageError: the purgatory cannot be linked, or lacks a symbol that the hand-off needs.
     """
-    return _Loader(kernel, purgatory, options, dtb, initrd, addresses or Addresses()).load()
+    given = addresses or Addresses()
+    return _Loader(kernel, purgatory, options, dtb, initrd, given, digest).load()
 
 
 class _Loader:
@@ -203,17 +180,20 @@ class _Loader:
         dtb: DeviceTree | None,
         initrd: bytes,
         addresses: Addresses,
+        digest: bytes | None,
     ) -> None:
-        _check_options(options)
+        check_options(options)
+        check_addresses(addresses)
         self.kernel = kernel
         self.purgatory = purgatory
         self.options = options
         self.initrd = initrd
         self.given = addresses
+        self.given_digest = digest
         self.tree = _machine_tree(options, dtb)
         self.cpu_ids = _cpu_ids(self.tree, options)
         base = options.base_addr if options.base_addr is not None else addresses.kernel
-        self.base = DEFAULT_BASE if base is None else base
+        self.base = _default_base(kernel, options) if base is None else base
         top = min(options.mem_bytes, RMO_TOP)
         if options.panic:
             top = min(top, self.base + CRASH_BYTES)
@@ -236,7 +216,7 @@ class _Loader:
                 self.rtas,
                 len(self.cpu_ids),
                 self.purgatory.big_endian,
-                handover.DEFAULT_ADDR,
+                self._old_kernel_addr([]),
             )
             elfcorehdr = ram.add("elfcorehdr", core, len(core), given.elfcorehdr)
         layout = layout_purgatory(self.purgatory.parsed)
@@ -258,7 +238,15 @@ class _Loader:
         run_at_load = self._patch(patcher, kernel, dt, stack, backup, linked)
         digest = self._patch_digest(patcher, purgatory.name)
         purgatory = self._replace(purgatory, bytes(linked.data))
-        old = self._handover(stack)
+        taken = Segment("stack", stack - STACK_BYTES, b"", STACK_BYTES)
+        old_addr = self._old_kernel_addr([*ram.taken, taken])
+        old = Segment(
+            "handover",
+            old_addr,
+            handover_code(self.purgatory.big_endian),
+            handover.HANDOVER_BYTES,
+        )
+        ram.taken.append(old)
         check_overlaps(self.ram.taken, options.mem_bytes)
         return self._placement(
             kernel, purgatory, dt, stack, backup, old, linked, table, symbols, command_line,
@@ -379,15 +367,18 @@ class _Loader:
             return self.given.stack
         return self.ram.locate("stack", STACK_BYTES) + STACK_BYTES
 
-    def _handover(self, stack: int) -> Segment:
-        """The old kernel's code, in memory that was its own: below the new kernel, or anywhere."""
-        taken = [*self.ram.taken, Segment("stack", stack - STACK_BYTES, b"", STACK_BYTES)]
-        old = Ram(without([(handover.DEFAULT_ADDR, self.options.mem_bytes)], self.rtas), taken)
-        addr = old.locate("old kernel's hand-over", handover.HANDOVER_BYTES)
-        code = handover_code(self.purgatory.big_endian)
-        segment = Segment("handover", addr, code, handover.HANDOVER_BYTES)
-        self.ram.taken.append(segment)
-        return segment
+    def _old_kernel_addr(self, taken: list[Segment]) -> int:
+        """Where the old kernel's hand-over lies: in memory that the new kernel does not run over.
+
+        That is above a crash kernel's area, and above the place at 0 that another kernel moves to.
+        """
+        size = handover.HANDOVER_BYTES
+        low = self.crash_end if self.options.panic else _page_up(self.kernel.mem_bytes)
+        for start in (low, handover.DEFAULT_ADDR):
+            old = Ram(without([(start, self.options.mem_bytes)], self.rtas), list(taken))
+            if any(high - _page_up(at) >= size for at, high in old.holes()):
+                break
+        return old.locate("old kernel's hand-over", size)
 
     def _patch(
         self,
@@ -432,32 +423,21 @@ class _Loader:
                 f"{len(loaded)} segments, but purgatory's digest has room for {SHA256_REGIONS}",
                 hint="Load without checks (--no-checks).",
             )
-        digest = self.given.digest or segments_digest(loaded)
+        digest = self.given_digest or segments_digest(loaded)
         patcher.regions([(segment.addr, segment.mem_bytes) for segment in loaded])
         patcher.store(f"{names[0]}_digest", digest)
         return digest.hex()
 
 
-def _check_options(options: LoadOptions) -> None:
-    if not 1 <= options.cpus <= MAX_CPUS:
-        raise LimitError(f"{options.cpus} CPUs; 1 to {MAX_CPUS} are possible", hint="Use --cpus.")
-    if not 0 <= options.boot_cpu < options.cpus:
-        raise PlacementError(
-            f"boot CPU {options.boot_cpu} of {options.cpus} does not exist",
-            hint=f"--boot-cpu counts from 0 to {options.cpus - 1}.",
-        )
-    if not MIN_MEM_BYTES <= options.mem_bytes <= MAX_MEM_BYTES or options.mem_bytes % PAGE_BYTES:
-        raise LimitError(
-            f"{options.mem_bytes:#x} bytes of memory; possible are {MIN_MEM_BYTES:#x} to"
-            f" {MAX_MEM_BYTES:#x} in pages of {PAGE_BYTES:#x}",
-            hint="Use --mem, for example --mem 1G.",
-        )
-    base = options.base_addr
-    if base is not None and (base < PAGE_BYTES or base % PAGE_BYTES or base >= options.mem_bytes):
-        raise PlacementError(
-            f"the kernel cannot lie at {base:#x}",
-            hint="--base is a multiple of 64 KiB, not 0, and below --mem.",
-        )
+def _page_up(value: int) -> int:
+    return -(-value // PAGE_BYTES) * PAGE_BYTES
+
+
+def _default_base(kernel: KernelImage, options: LoadOptions) -> int:
+    """Leave out, as kexec does, the running kernel and the page on which it ends."""
+    if options.panic or _page_up(kernel.mem_bytes) <= DEFAULT_BASE:
+        return DEFAULT_BASE
+    return _page_up(_page_up(kernel.mem_bytes) + 1)
 
 
 def _machine_tree(options: LoadOptions, dtb: DeviceTree | None) -> DeviceTree:

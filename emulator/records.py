@@ -39,7 +39,7 @@ EVENT_KINDS = (
 _HEX = re.compile(r"0x[0-9a-f]{1,32}\Z")
 _HEX64 = re.compile(r"0x[0-9a-f]{16}\Z")
 _WORD = re.compile(r"[A-Za-z0-9_-]{0,32}\Z")
-_SHA256 = re.compile(r"[0-9a-f]{64}\Z")
+_DIGEST = re.compile(r"[0-9a-f]{32,64}\Z")
 _UNSAFE = re.compile(r"[^\x20-\x7e]")
 
 
@@ -108,9 +108,9 @@ def _word(value: Any) -> str:
     return value
 
 
-def _sha256(value: Any) -> str:
-    if type(value) is not str or not _SHA256.match(value):
-        raise _Bad("expected 64 hex digits")
+def _digest(value: Any) -> str:
+    if type(value) is not str or not _DIGEST.match(value):
+        raise _Bad("expected 32 to 64 hex digits")
     return value
 
 
@@ -178,7 +178,7 @@ RECORDS: dict[str, tuple[Field, ...]] = {
     ),
     "checkpoint": (
         Field("tick", _TICK),
-        Field("digest", _sha256),
+        Field("digest", _digest),
     ),
     "progress": (Field("tick", _TICK),),
     "end": (

@@ -199,6 +199,17 @@ class SymbolTable:
         index = self._find_index(name)
         return 0 if index is None else int(self._sizes[index])
 
+    def local_entry_offset(self, name: str) -> int:
+        """ELFv2: bytes from a function's global entry (its symbol) to its local one, else 0.
+
+        A call inside the image goes to the local entry, behind the two instructions that set r2:
+        start_kernel of a ppc64le kernel is entered at symbol + 8.
+        """
+        index = self._find_index(name)
+        if index is None or self._elf.abi != 2:
+            return 0
+        return ((1 << (int(self._raw["other"][index]) >> 5)) >> 2) << 2
+
     def get(self, name: str) -> int:
         """Like find, but raises MissingSymbol."""
         value = self.find(name)

@@ -69,7 +69,7 @@ SCHEMA = (
 ) STRICT""",
     """CREATE TABLE checkpoint (
     tick INTEGER PRIMARY KEY,   -- the tick of the state
-    digest TEXT NOT NULL        -- sha256 of the state of the whole machine, 64 hex digits
+    digest TEXT NOT NULL        -- of the state of the whole machine (Machine.state_digest), hex
 ) STRICT""",
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
-from emulator.lanes import Lanes, Stay, lanes
+from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import Event, TraceReader
 
 FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
@@ -85,7 +85,12 @@ def verdict(reader: TraceReader) -> Verdict:
     """Judge a run, finished or not."""
     spec, placement = reader.spec, reader.placement
     kernel_addr = number(placement.get("kernel_addr"))
-    row = lanes(reader.events("stage"), reader.slices(), int(spec.get("cpus", 1)), reader.last_tick)
+    row = lanes(
+        reader.events("stage", limit=MAX_CHANGES),
+        reader.slices(),
+        int(spec.get("cpus", 1)),
+        reader.last_tick,
+    )
     touches = _touches(reader, row, kernel_addr)
     asked = "stay" if spec.get("mode") == "load-panic" else "move"
     outcome = _outcome(row, int(spec.get("boot_cpu", 0)), kernel_addr)

@@ -1,7 +1,7 @@
 """A stand-in for `emulator.session` in tests of the plumbing: its guest is a counter.
 
-What it does is told by the job's spec: {"ticks": n, "fault": None | "crash" | "hang" | "garbage" |
-"flood" | "error" | "fork" | "escape", "digest": hex of its one checkpoint}.
+What it does is told by the job's spec, or by the command line of the kernel where that is a JSON
+object: ticks, slow (seconds a slice), ok (of the end), fault, digest_of_replay.
 """
 
 import hashlib
@@ -18,22 +18,63 @@ def _send(control: socket.socket, record: dict[str, Any]) -> None:
 
 def serve(job: dict[str, Any], images: dict[str, bytes], control: socket.socket) -> None:
     spec = job["spec"]
+    if spec.get("append", "").startswith("{"):
+        spec = spec | json.loads(spec["append"])
     _misbehave(spec.get("fault"), control)
     names = {role: hashlib.sha256(data).hexdigest() for role, data in images.items()}
-    _send(control, {"t": "placement", "images": names})
+    debug = ["kernel is 2000000", "dt_offset is 1000"]
+    _send(control, {"t": "placement", "images": names, "debug": debug})
     ticks = spec.get("ticks", 1000)
     for tick in range(0, ticks, 100):
         _send(
             control,
             {"t": "slice", "tick": tick, "cpu": 0, "ticks": 100, "nip": tick, "stage": "head"},
         )
-        if spec.get("slow"):
-            if _cancelled(control, spec["slow"]):
-                break
+        if spec.get("slow") and _cancelled(control, spec["slow"]):
+            break
+    _events(control)
     digest = spec.get("digest_of_replay") if job["op"] == "replay" else None
     _send(control, {"t": "checkpoint", "tick": ticks, "digest": digest or "00" * 32})
-    _send(control, {"t": "end", "reason": "complete", "tick": ticks, "ok": True})
+    _send(control, {"t": "end", "reason": "complete", "tick": ticks, "ok": spec.get("ok", True)})
     _answer(control, ticks, job["op"])
+
+
+def _events(control: socket.socket) -> None:
+    event = {"t": "event", "tick": 7, "cpu": 0, "nip": "0xc000000002000010"}
+    write = {"kind": "flag-write", "addr": "0x000000000200005c", "size": 4, "value": "0x1"}
+    _send(control, {**event, **write, "symbol": "master+0x10/0x110", "text": "__run_at_load"})
+    _send(control, {**event, "kind": "stage", "symbol": "start_kernel+0x0/0x9f4", "text": "head"})
+    hello = b"Linux version 6.1\r\n\x1b[31mred\n"
+    _send(control, {"t": "console", "tick": 50, "cpu": 0, "data": hello.hex()})
+
+
+def _state(tick: int) -> dict[str, Any]:
+    values = {"nip": 0xC000000002000010, "msr": 0x8000000000001003, "cr": 0x24000220}
+    names = ["nip", "msr", "cr", "lr", "ctr", "xer", *(f"r{n}" for n in range(32))]
+    registers = {name: f"0x{values.get(name, 0):016x}" for name in names}
+    code = {"addr": "0xc000000002000010", "bytes": "4c000048", "text": "b 0x5c", "le": True}
+    cpus = [
+        {
+            "cpu": cpu,
+            "id": cpu * 8,
+            "ticks": tick,
+            "stage": "head",
+            "symbol": "start_here_multiplatform+0x1c/0x30",
+            "lr_symbol": "",
+            "registers": registers,
+        }
+        for cpu in range(2)
+    ]
+    return {
+        "tick": tick,
+        "cpus": cpus,
+        "low_memory": bytes(range(256)).hex(),
+        "kernel_low": bytes(256).hex(),
+        "flags": [
+            {"name": "__run_at_load", "addr": "0x000000000200005c", "size": 4, "value": "0x1"}
+        ],
+        "disassembly": {"0": [code | {"symbol": "f+0x0/0x4"}]},
+    }
 
 
 def _cancelled(control: socket.socket, seconds: float) -> bool:
@@ -59,7 +100,7 @@ def _answer(control: socket.socket, ticks: int, op: str) -> None:
         query = json.loads(message)
         with socket.socket(fileno=fds[0]) as reply:
             if query["q"] == "state":
-                answer = {"tick": query["tick"], "ticks": ticks, "op": op, "pid": os.getpid()}
+                answer = {"ticks": ticks, "op": op, "pid": os.getpid(), **_state(query["tick"])}
                 reply.sendall(json.dumps(answer).encode())
             elif query["q"] == "refuse":
                 error = {"slug": "limit", "message": "no such tick", "hint": "less"}
@@ -72,17 +113,16 @@ def _answer(control: socket.socket, ticks: int, op: str) -> None:
                 reply.sendall(b"[1, 2")
 
 
+GARBAGE = {"garbage": b"\x80\x04not json", "array": b"[1]", "deep": b"[" * 100_000}
+
+
 def _misbehave(fault: str | None, control: socket.socket) -> None:
-    if fault == "crash":
+    if fault in GARBAGE:
+        control.sendall(GARBAGE[fault])
+    elif fault == "crash":
         os._exit(9)
     elif fault == "hang":
         time.sleep(600)
-    elif fault == "garbage":
-        control.sendall(b"\x80\x04not json")
-    elif fault == "array":
-        control.sendall(b"[1]")
-    elif fault == "deep":
-        control.sendall(b"[" * 100_000)
     elif fault == "error":
         _send(control, {"t": "error", "slug": "not-elf", "message": "no ELF", "hint": "give one"})
         time.sleep(600)
@@ -94,4 +134,4 @@ def _misbehave(fault: str | None, control: socket.socket) -> None:
                 time.sleep(600)
         os._exit(9)
     elif fault == "escape":
-        open("/etc/passwd").close()  # noqa: SIM115
+        os.open("/etc/passwd", os.O_RDONLY)

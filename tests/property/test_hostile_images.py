@@ -41,7 +41,7 @@ DATA = Path(__file__).parent.parent / "data" / "groundtruth"
 LINK = 0xC000000000000000
 
 hostile = settings(
-    max_examples=3000 if FULL else 60,
+    max_examples=5000 if FULL else 60,
     deadline=timedelta(seconds=10),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

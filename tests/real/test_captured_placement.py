@@ -79,7 +79,10 @@ def pair(debian_pair: DebianPair) -> tuple[KernelImage, PurgatoryImage]:
 
 
 def load(
-    pair: tuple[KernelImage, PurgatoryImage], capture: Capture, addresses: Addresses
+    pair: tuple[KernelImage, PurgatoryImage],
+    capture: Capture,
+    addresses: Addresses,
+    digest: bytes | None = None,
 ) -> Placement:
     options = LoadOptions(
         panic=capture.case.startswith("kdump"),
@@ -90,7 +93,9 @@ def load(
         base_addr=capture.addresses["kernel"],
     )
     initrd = bytes(INITRD_BYTES)
-    return place(*pair, options, dtb=capture.tree, initrd=initrd, addresses=addresses)
+    return place(
+        *pair, options, dtb=capture.tree, initrd=initrd, addresses=addresses, digest=digest
+    )
 
 
 def purgatory_of(placed: Placement) -> bytes:
@@ -110,9 +115,8 @@ def test_given_addresses_yield_the_captured_purgatory_byte_for_byte(
         stack=addr["stack"],
         backup=addr["backup"] or None,
         purgatory_buffer=capture.buffer_addr,
-        digest=capture.digest,
     )
-    placed = load(pair, capture, given)
+    placed = load(pair, capture, given, capture.digest)
     assert placed.entry_addr == addr["entry"]
     assert placed.toc_addr == addr["toc"]
     assert len(capture.purgatory) == PURGATORY_BYTES

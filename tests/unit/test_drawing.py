@@ -1,4 +1,5 @@
 import random
+import time
 
 import pytest
 
@@ -107,3 +108,11 @@ def test_blocks_carry_their_letter_not_only_a_colour() -> None:
     scene = Scene(((0, tuple(SPANS)),), 0, (), (), "", (), LAST)
     texts = [s.text for s in timeline(scene, width=1400).shapes if s.css == "c b"]
     assert "".join(t for t in texts if len(t) == 1) == "OPDPK"
+
+
+def test_a_flood_of_stage_changes_is_drawn_in_time() -> None:
+    spans = [Span(7 * i, 7 * i + 7, "PD"[i % 2], "x") for i in range(100_000)]
+    scene = Scene(((0, tuple(spans)),), 0, (), (), "", (), 700_000)
+    began = time.monotonic()
+    assert len(timeline(scene, width=1400).shapes) < MAX_SHAPES
+    assert time.monotonic() - began < 10  # quadratic, it took minutes

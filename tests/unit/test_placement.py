@@ -185,6 +185,34 @@ def test_users_tree_keeps_its_command_line_unless_append_is_given() -> None:
     assert place(kernel, purgatory, LoadOptions(append="a=b"), dtb=tree).command_line == "a=b"
 
 
+def test_kernel_that_would_move_over_itself_lies_higher() -> None:
+    """As captured: an old kernel of 0x2880000 bytes at 0 puts the new one at 0x2890000."""
+    link = 0xC000000000000000
+    elf = Elf(segments=[ElfSegment(link, 0, bytes(0x100), 0x287C918)])
+    kernel = images.read_kernel(elf.to_bytes(), "k")
+    purgatory = pair("le")[1]
+    assert place(kernel, purgatory, LoadOptions()).kernel_addr == 0x2890000
+    assert place(kernel, purgatory, LoadOptions(panic=True)).kernel_addr == 0x2000000
+    assert place(kernel, purgatory, LoadOptions(base_addr=0x3000000)).kernel_addr == 0x3000000
+
+
+def test_hand_over_lies_where_neither_kernel_nor_its_copy_at_0_goes() -> None:
+    link = 0xC000000000000000
+    elf = Elf(segments=[ElfSegment(link, 0, bytes(0x100), 0x287C918)])
+    kernel = images.read_kernel(elf.to_bytes(), "k")
+    for panic in (False, True):
+        placed = place(kernel, pair("le")[1], LoadOptions(panic=panic))
+        old = placed.segment("handover")
+        assert old is not None
+        assert old.addr == placed.handover_addr >= kernel.mem_bytes
+        if panic:
+            assert old.addr == 0x12000000, "above the crash kernel's area"
+        starts = {start.nip & ~0xFFFF for start in placed.cpu_starts}
+        assert starts == {old.addr}
+    full = LoadOptions(panic=True, mem_bytes=256 << 20)
+    assert place(kernel, pair("le")[1], full).handover_addr == 0x10000, "no room above"
+
+
 def test_flags_and_fields_are_found_by_symbol() -> None:
     placed = load("le")
     assert [(flag.name, at) for flag, at in placed.flags] == [("__run_at_load", 0x5C)]
@@ -267,6 +295,10 @@ def test_purgatory_without_what_it_needs() -> None:
         ({"base_addr": 0}, PlacementError, "cannot lie at 0x0"),
         ({"base_addr": 0x12345}, PlacementError, "cannot lie at"),
         ({"base_addr": 0x2FFF0000}, PlacementError, "no room for the purgatory"),
+        ({"cpus": "4"}, PlacementError, "cpus is '4'"),
+        ({"base_addr": 1.5}, PlacementError, "base_addr is 1.5"),
+        ({"append": 7}, PlacementError, "append is 7"),
+        ({"entry_r6": 1 << 64}, PlacementError, "r6 cannot hold"),
         ({"append": "a\nb"}, PlacementError, "printable ASCII"),
         ({"append": "x" * 2048}, LimitError, "command line has 2048"),
     ],
@@ -297,6 +329,9 @@ def test_given_addresses_that_overlap() -> None:
     for given in (Addresses(purgatory=0x2000000), Addresses(dt=GIB)):
         with pytest.raises(PlacementError):
             place(kernel, purgatory, LoadOptions(), addresses=given)
+    for value in ("0x2000000", -1, 1 << 60, True):
+        with pytest.raises(PlacementError, match="the address given for dt is"):
+            place(kernel, purgatory, LoadOptions(), addresses=Addresses(dt=value))  # type: ignore[arg-type]
     with pytest.raises(PlacementError, match="not on a page"):
         place(kernel, purgatory, LoadOptions(), addresses=Addresses(dt=0x3000100))
 
@@ -337,7 +372,7 @@ def test_holes_from_below_and_above() -> None:
 
 def test_captured_digest_can_be_given() -> None:
     kernel, purgatory = pair("le")
-    placed = place(kernel, purgatory, LoadOptions(), addresses=Addresses(digest=b"d" * 32))
+    placed = place(kernel, purgatory, LoadOptions(), digest=b"d" * 32)
     assert variable(placed, "sha256_digest", 32) == int.from_bytes(b"d" * 32, "little")
 
 

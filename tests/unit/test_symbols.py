@@ -43,6 +43,13 @@ def test_find_takes_the_whole_name_and_prefers_global() -> None:
         symbols.get("nowhere")
 
 
+def test_local_entry_of_elfv2() -> None:
+    both = [Symbol("far", LINK, 8, ".text", other=3 << 5), Symbol("leaf", LINK + 8, 8, ".text")]
+    symbols = table(*both)
+    assert [symbols.local_entry_offset(name) for name in ("far", "leaf", "none")] == [8, 0, 0]
+    assert table(*both, flags=1).local_entry_offset("far") == 0
+
+
 def test_lookup_gives_offset_and_size() -> None:
     symbols = table(
         Symbol("a", LINK + 0x10, 0x10, ".text", type=STT_FUNC),

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from app import create_app
 from app.index import Index, trace_path, upload_path
 from emulator.errors import SessionError
+from emulator.trace import TraceWriter
 from tests import fabricated
 
 FILES = {
@@ -300,6 +301,25 @@ def test_zoom_and_kind_are_in_the_address(site: Site) -> None:
     assert "a part of the run" in page.text
     assert "is read: 1" in page.text
     assert "enters purgatory<" not in page.text
+
+
+def test_a_refused_image_says_why_and_what_to_do(site: Site) -> None:
+    run, _ = site.index.add(spec=fabricated.SPEC, files=FILES)
+    path = trace_path(site.index.data_dir, run.id)
+    path.parent.mkdir(exist_ok=True)
+    writer = TraceWriter(path)
+    writer.start(fabricated.SPEC, [])
+    error = {"t": "error", "slug": "not-elf", "message": "vmlinux: no ELF", "hint": "Give one."}
+    writer.apply(error)
+    writer.abort("failed", "vmlinux: no ELF")
+    site.index.set_status(run.id, "failed", verdict="vmlinux: no ELF")
+    page = site.client.get(f"/t/{run.id}/").text
+    assert "FAILED" in page
+    assert "vmlinux: no ELF" in page
+    assert "Give one." in page
+    assert "Give one." in site.client.get(f"/t/{run.id}.txt").text
+    assert site.client.get(f"/t/{run.id}.json").get_json()["hint"] == "Give one."
+    assert site.client.get(f"/t/{run.id}.svg").status_code == 404
 
 
 def test_cancel_of_a_listed_run_needs_the_token(site: Site) -> None:

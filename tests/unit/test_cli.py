@@ -1,0 +1,222 @@
+"""The command line: exit status, formats, 75 columns; with the fake engine in the real sandbox."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from app import cli
+from app.sessions import SessionPool
+from emulator.errors import TraceError
+from emulator.trace import TraceReader
+
+Invoke = Callable[..., Result]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    monkeypatch.setattr(cli, "SessionPool", partial(SessionPool, engine="tests.fake_engine"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "vmlinux").write_bytes(b"K" * 100)
+    (tmp_path / "kexec").write_bytes(b"P" * 100)
+
+    def invoke(*args: str) -> Result:
+        return CliRunner().invoke(cli.main, list(args))
+
+    return invoke
+
+
+def record(run: Invoke, *args: str, **fake: object) -> Result:
+    words = ["record", "--load", "vmlinux", "--purgatory", "kexec", *args]
+    return run(*words, "--append", json.dumps(fake))
+
+
+def test_record_prints_the_verdict_and_the_file(run: Invoke, tmp_path: Path) -> None:
+    done = record(run, "--cpus", "2", "--debug", "-o", "t.bootflow")
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["kernel is 2000000", "dt_offset is 1000"]
+    assert lines[-1] == "trace: t.bootflow"
+    assert lines[-2].startswith("digest: ")
+    with TraceReader(tmp_path / "t.bootflow") as trace:
+        assert trace.spec["cpus"] == 2
+        assert trace.spec["mode"] == "load"
+
+
+def test_record_names_traces_of_its_own(run: Invoke, tmp_path: Path) -> None:
+    names = [record(run).stdout.splitlines()[-1] for _ in range(2)]
+    assert names == ["trace: vmlinux.bootflow", "trace: vmlinux-2.bootflow"]
+
+
+def test_a_run_that_hung_is_status_1(run: Invoke) -> None:
+    done = record(run, ok=False)
+    assert done.exit_code == 1
+    assert "trace: " in done.stdout
+
+
+def test_bad_input_is_status_2_and_leaves_no_file(run: Invoke, tmp_path: Path) -> None:
+    done = record(run, "-o", "t", fault="error")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr == "bootflow: no ELF\nbootflow: give one\n"
+    assert not (tmp_path / "t").exists()
+
+
+def test_session_that_crashes_is_status_1(run: Invoke) -> None:
+    assert record(run, fault="crash").exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["record", "vmlinux", "--purgatory", "kexec"],
+        ["record", "--load", "--load-panic", "vmlinux", "--purgatory", "kexec"],
+        ["record", "--load", "missing", "--purgatory", "kexec"],
+        ["record", "--load", "vmlinux"],
+        ["record", "--load", "vmlinux", "--purgatory", "kexec", "--cpus", "17"],
+        ["record", "--load", "vmlinux", "--purgatory", "kexec", "--mem", "much"],
+        ["record", "--load", "vmlinux", "--purgatory", "kexec", "-o", "kexec"],
+        ["show", "vmlinux"],
+        ["events", "missing"],
+        ["show", "t", "--tick", "1001"],
+        ["show", "t", "--cpu", "5"],
+    ],
+)
+def test_bad_use_is_status_2(run: Invoke, words: list[str]) -> None:
+    if "t" in words:
+        record(run, "-o", "t")
+    done = run(*words)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+    assert done.stderr
+
+
+def test_show_json_has_the_documented_keys(run: Invoke) -> None:
+    record(run, "-o", "t")
+    document = json.loads(run("show", "t", "--tick", "5", "--json").stdout)
+    assert set(document) == {"tick", "cpus", "low_memory", "flags"}
+    assert document["tick"] == 5
+    assert len(bytes.fromhex(document["low_memory"])) == 256
+    cpu = document["cpus"][1]
+    assert set(cpu) == {"cpu", "ticks", "stage", "symbol", "registers"}
+    assert set(cpu["registers"]) == {
+        *("nip", "msr", "cr", "lr", "ctr", "xer"),
+        *(f"r{n}" for n in range(32)),
+    }
+    assert set(document["flags"][0]) == {"name", "addr", "size", "value"}
+    only = json.loads(run("show", "t", "--cpu", "0", "--json").stdout)
+    assert [row["cpu"] for row in only["cpus"]] == [0]
+    assert only["tick"] == 1000
+
+
+def test_show_is_an_oops_block_of_75_columns(run: Invoke) -> None:
+    record(run, "-o", "t", "--cpus", "2")
+    text = run("show", "t", "--tick", "5").stdout
+    assert "NIP:  c000000002000010 LR: 0000000000000000 CTR: 0000000000000000\n" in text
+    assert "MSR:  8000000000001003 <SF,ME,RI,LE>  CR: 24000220  XER: 00000000\n" in text
+    assert "NIP [c000000002000010] start_here_multiplatform+0x1c/0x30\n" in text
+    assert "LR [0000000000000000] 0x0\n" in text
+    assert "=> c000000002000010: 4c 00 00 48  b 0x5c\n" in text
+    assert text.count("GPR28:") == 2
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 75
+    assert "\t" not in text
+    assert run("show", "t", "--cpu", "1").stdout.count("GPR28:") == 1
+
+
+def test_events(run: Invoke) -> None:
+    record(run, "-o", "t")
+    rows = json.loads(run("events", "t", "--json").stdout)
+    assert set(rows[0]) == {
+        *("tick", "cpu", "kind", "addr", "size", "value", "nip", "symbol", "text"),
+    }
+    text = run("events", "t").stdout
+    assert "flag-write   0x200005c <- 0x00000001 __run_at_load" in text
+    assert max(map(len, text.splitlines())) <= 75
+    assert len(json.loads(run("events", "t", "--kind", "stage", "--json").stdout)) == 1
+
+
+def test_console_cannot_drive_the_terminal(run: Invoke) -> None:
+    record(run, "-o", "t")
+    assert run("console", "t").stdout == "Linux version 6.1\n.[31mred\n"
+    assert run("console", "t", "--tick", "49").stdout.strip() == ""
+    (chunk,) = json.loads(run("console", "t", "--json").stdout)
+    assert (chunk["tick"], chunk["cpu"]) == (50, 0)
+
+
+def test_verdict_command(run: Invoke) -> None:
+    record(run, "-o", "t")
+    document = json.loads(run("verdict", "t", "--json").stdout)
+    assert document["status"] == "finished"
+    assert run("verdict", "t").exit_code == 0
+
+
+_RECORD = """
+import sys
+from functools import partial
+from app import cli
+from app.sessions import SessionPool
+cli.SessionPool = partial(SessionPool, engine="tests.fake_engine")
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, "killed"), (signal.SIGTERM, "killed")]
+)
+def test_interrupted_recording_is_a_trace_that_says_so(
+    run: Invoke, tmp_path: Path, number: signal.Signals, status: str
+) -> None:
+    fake = json.dumps({"ticks": 10**6, "slow": 0.02})
+    words = ["record", "-l", "vmlinux", "--purgatory", "kexec", "-o", "t", "--append", fake]
+    root = str(Path(cli.__file__).parent.parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", _RECORD, *words],
+        env=os.environ | {"PYTHONPATH": root},
+        stderr=subprocess.PIPE,
+    ) as process:
+        deadline = time.monotonic() + 20
+        while not _growing(tmp_path / "t"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        assert process.wait(10) == 1
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    with TraceReader(tmp_path / "t") as trace:
+        assert (trace.status, trace.why) == (status, "interrupted")
+
+
+def _growing(path: Path) -> bool:
+    try:
+        with TraceReader(path) as trace:
+            return trace.last_tick > 0
+    except TraceError:
+        return False
+
+
+def test_serve_answers_and_ends_cleanly(tmp_path: Path) -> None:
+    root = str(Path(cli.__file__).parent.parent)
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}, text=True
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        with urllib.request.urlopen(url, timeout=10) as page:
+            assert b"bootflow" in page.read()
+        deadline = time.monotonic() + 20
+        while not (tmp_path / "sessions.sock").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(20) == 0
+    assert not (tmp_path / "sessions.sock").exists()
