@@ -713,7 +713,7 @@ class Machine:
         s = self.state
         count = min(int(s[native.LOG_COUNT]), native.LOG_MAX)
         s[native.LOG_COUNT] = 0
-        rows = s[native.LOG : native.LOG + count * native.LOG_FIELDS].reshape(count, -1).tolist()
+        rows = s[native.LOG : native.LOG + count * native.LOG_FIELDS].reshape(count, native.LOG_FIELDS).tolist()
         return [
             Access(k, tick, cpu, nip & U64, addr, size, _value(k, value, size), msr & U64)
             for k, tick, cpu, nip, addr, size, value, msr in rows
@@ -741,8 +741,18 @@ class Machine:
                     break
         finally:
             cpu.uc.hook_del(handle)
+            self._start_nowhere(cpu)
             cpu.uc.ctl_flush_tb()
         return steps
+
+    def _start_nowhere(self, cpu: Cpu) -> None:
+        """Let Unicorn forget deleted hooks: it does so only when an `emu_start` ends."""
+        nip = cpu.uc.reg_read(1)
+        cpu.uc.ctl_set_exits([nip])
+        try:
+            cpu.uc.emu_start(nip, 0)
+        finally:
+            cpu.uc.ctl_set_exits([])
 
     def state_digest(self) -> str:
         """Digest of all CPUs and of every page ever written, 32 hex digits.

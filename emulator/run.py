@@ -28,8 +28,9 @@ Emit = Callable[[Record], None]
 CONSOLE_LINE_BYTES: Final = 1024
 WINDOW_INSTRUCTIONS: Final = 12
 """Disassembled before and after NIP in the state of a moment."""
-_UNSEEN_READS: Final = ("hand-over", "digest")
-"""Stages whose reading of the flag is a copy or a checksum of the whole image, not a question."""
+_FLAG_ASKED: Final = ("purgatory", "head", "relocate", "copy")
+"""Stages in which an access to the flag means something: before, a copy or a checksum passes over the
+whole image; from early_setup on the kernel has decided, and the word is one of many that it patches."""
 
 
 def hex64(value: int) -> str:
@@ -179,13 +180,14 @@ class Run:
             )  # fmt: skip
             if self.placement.kernel_addr:
                 return
+        if stage not in _FLAG_ASKED:
+            return
+        base = 0 if row.addr < LOW_COPY_BYTES else self.placement.kernel_addr
+        if base == 0 and self.placement.kernel_addr and not self.tracker.moved:
+            return
         for flag, at in self.placement.flags:
-            for base in {0, self.placement.kernel_addr}:
-                start = base + at
-                if row.addr + row.size <= start or row.addr >= start + flag.size:
-                    continue
-                if not writes and stage in _UNSEEN_READS:
-                    continue
+            start = base + at
+            if start < row.addr + row.size and row.addr < start + flag.size:
                 self.event(
                     "flag-write" if writes else "flag-read", row.tick, row.cpu, row.nip,
                     addr=row.addr, size=row.size, value=self._ordered(row), text=flag.name,

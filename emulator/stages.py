@@ -102,7 +102,8 @@ def _kernel_functions(
                 continue
             at = base + link - kernel.link_vaddr
             if stage.id in MILESTONES:
-                rows.append(CodeRow(at, at + 4, stage.id, region, milestone=True))
+                end = at + 4 + kernel.symbols.local_entry_offset(name)
+                rows.append(CodeRow(at, end, stage.id, region, milestone=True))
                 continue
             found = kernel.symbols.lookup(link)
             size = found[2] if found else 0
@@ -111,7 +112,8 @@ def _kernel_functions(
         link = kernel.symbols.find(until)
         if link is not None:
             at = base + link - kernel.link_vaddr
-            rows.append(CodeRow(at, at + 4, UNTIL, region, stop=True))
+            end = at + 4 + kernel.symbols.local_entry_offset(until)
+            rows.append(CodeRow(at, end, UNTIL, region, stop=True))
     return rows
 
 
