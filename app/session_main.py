@@ -17,6 +17,8 @@ import resource
 import socket
 import sys
 import traceback
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from app.sandbox import Limits, lock_down
@@ -41,6 +43,8 @@ def main(argv: list[str]) -> int:
         warm_up = getattr(engine, "warm_up", None)
         if warm_up is not None:
             warm_up()  # compiles and imports what would otherwise be needed first after the lock
+        with suppress(OSError):  # where memory runs out, the kernel ends sessions first
+            Path("/proc/self/oom_score_adj").write_text("1000")
         gc.collect()
         gc.freeze()  # forked checkpoints then share these pages for good
         walls = lock_down(Limits())

@@ -18,6 +18,7 @@ from typing import Any
 
 from app.broker import query
 from app.session_process import SessionGone, SessionProcess, error_from
+from app.warden import MAX_PROCESSES, Warden
 from emulator.errors import (
     BootflowError,
     DivergenceError,
@@ -84,6 +85,7 @@ class SessionPool:
         self._live: OrderedDict[str, _Live] = OrderedDict()
         self._closed = False
         self._spare: SessionProcess | None = SessionProcess(engine)
+        self._warden = Warden(self._pids, self._end_crowd, self._end_oldest)
 
     def __enter__(self) -> SessionPool:
         return self
@@ -93,6 +95,7 @@ class SessionPool:
 
     def close(self) -> None:
         """End every session; recordings are left as killed traces."""
+        self._warden.stop()
         with self._lock:
             self._closed = True
             sessions = [live.process for live in self._live.values()]
@@ -102,6 +105,28 @@ class SessionPool:
                 self._spare = None
         for process in sessions:
             process.kill()
+
+    def _pids(self) -> list[int]:
+        with self._lock:
+            return [live.process.pid for live in self._live.values()]
+
+    def _end_crowd(self, pid: int) -> None:
+        """End the session that has more processes than it may."""
+        with self._lock:
+            found = [live for live in self._live.values() if live.process.pid == pid]
+        for live in found:
+            live.failure = LimitError(f"more than {MAX_PROCESSES} processes in one session")
+            live.process.kill()
+
+    def _end_oldest(self) -> None:
+        """Make room: end the session that was used longest ago, a recording only if need be."""
+        with self._lock:
+            ranked = sorted(self._live.values(), key=lambda live: (live.recording, live.busy > 0))
+        for live in ranked[:1]:
+            live.failure = LimitError(
+                "the machine ran out of memory", hint="Try again later, or with less --mem."
+            )
+            live.process.kill()
 
     def _take_process(self) -> SessionProcess:
         """Return the spare process, whose imports are done, and start the next spare."""
@@ -200,6 +225,8 @@ class SessionPool:
             status, exc = "cancelled", SessionError("cancelled on request")
         elif self._closed:
             status, exc = "killed", SessionError("the worker was shut down")
+        elif live.failure is not None:
+            status, exc = "killed", live.failure
         status = status or ("killed" if isinstance(exc, SessionError) else "failed")
         self.drop(key)
         live.process.kill()

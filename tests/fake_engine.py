@@ -113,10 +113,20 @@ def _answer(control: socket.socket, ticks: int, op: str) -> None:
                 reply.sendall(b"[1, 2")
 
 
+def _fork(count: int) -> None:
+    for _ in range(count):
+        if os.fork() == 0:
+            time.sleep(600)
+
+
 GARBAGE = {"garbage": b"\x80\x04not json", "array": b"[1]", "deep": b"[" * 100_000}
 
 
 def _misbehave(fault: str | None, control: socket.socket) -> None:
+    if fault in ("crowd", "fork"):
+        _fork(20 if fault == "crowd" else 3)
+        time.sleep(600 if fault == "crowd" else 0)
+        os._exit(9)
     if fault in GARBAGE:
         control.sendall(GARBAGE[fault])
     elif fault == "crash":
@@ -128,10 +138,5 @@ def _misbehave(fault: str | None, control: socket.socket) -> None:
         time.sleep(600)
     elif fault == "raise":
         raise ValueError("a bug")
-    elif fault == "fork":
-        for _ in range(3):
-            if os.fork() == 0:
-                time.sleep(600)
-        os._exit(9)
     elif fault == "escape":
         os.open("/etc/passwd", os.O_RDONLY)

@@ -66,7 +66,7 @@ def read_all(path: Path) -> tuple[object, ...]:
         )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(slices(), st.lists(events, max_size=20), st.lists(st.binary(min_size=1), max_size=5))
 def test_round_trip(slices: list[Slice], events: list[Event], console: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -90,7 +90,7 @@ def _sample() -> tuple[bytes, tuple[object, ...]]:
 SAMPLE, CONTENT = _sample()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.integers(0, len(SAMPLE) * 8 - 1))
 def test_flipped_bit_is_an_error_or_harmless(bit: int) -> None:
     broken = bytearray(SAMPLE)
@@ -105,7 +105,7 @@ def test_flipped_bit_is_an_error_or_harmless(bit: int) -> None:
     assert content == CONTENT
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=4096), st.integers(0, len(SAMPLE)))
 def test_overwritten_bytes_never_crash_the_reader(data: bytes, at: int) -> None:
     broken = SAMPLE[:at] + data + SAMPLE[at + len(data) :]

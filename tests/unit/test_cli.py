@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from app import cli
 from app.sessions import SessionPool
 from emulator.errors import TraceError
-from emulator.trace import TraceReader
+from emulator.trace import ImageFile, TraceReader
 
 Invoke = Callable[..., Result]
 
@@ -33,6 +33,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
         return CliRunner().invoke(cli.main, list(args))
 
     return invoke
+
+
+@pytest.fixture(scope="module")
+def trace(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A recorded trace that the tests only read."""
+    path = tmp_path_factory.mktemp("trace") / "t"
+    images = [ImageFile("kernel", "vmlinux", b"K"), ImageFile("purgatory", "kexec", b"P")]
+    with SessionPool(engine="tests.fake_engine", keep_spare=False) as pool:
+        pool.record("t", path, {"mode": "load", "cpus": 2}, images)
+    return str(path)
 
 
 def record(run: Invoke, *args: str, **fake: object) -> Result:
@@ -86,22 +96,19 @@ def test_session_that_crashes_is_status_1(run: Invoke) -> None:
         ["record", "--load", "vmlinux", "--purgatory", "kexec", "-o", "kexec"],
         ["show", "vmlinux"],
         ["events", "missing"],
-        ["show", "t", "--tick", "1001"],
-        ["show", "t", "--cpu", "5"],
+        ["show", "TRACE", "--tick", "1001"],
+        ["show", "TRACE", "--cpu", "5"],
     ],
 )
-def test_bad_use_is_status_2(run: Invoke, words: list[str]) -> None:
-    if "t" in words:
-        record(run, "-o", "t")
-    done = run(*words)
+def test_bad_use_is_status_2(run: Invoke, trace: str, words: list[str]) -> None:
+    done = run(*[trace if word == "TRACE" else word for word in words])
     assert done.exit_code == 2, done.output
     assert "Traceback" not in done.output
     assert done.stderr
 
 
-def test_show_json_has_the_documented_keys(run: Invoke) -> None:
-    record(run, "-o", "t")
-    document = json.loads(run("show", "t", "--tick", "5", "--json").stdout)
+def test_show_json_has_the_documented_keys(run: Invoke, trace: str) -> None:
+    document = json.loads(run("show", trace, "--tick", "5", "--json").stdout)
     assert set(document) == {"tick", "cpus", "low_memory", "flags"}
     assert document["tick"] == 5
     assert len(bytes.fromhex(document["low_memory"])) == 256
@@ -112,14 +119,13 @@ def test_show_json_has_the_documented_keys(run: Invoke) -> None:
         *(f"r{n}" for n in range(32)),
     }
     assert set(document["flags"][0]) == {"name", "addr", "size", "value"}
-    only = json.loads(run("show", "t", "--cpu", "0", "--json").stdout)
+    only = json.loads(run("show", trace, "--cpu", "0", "--json").stdout)
     assert [row["cpu"] for row in only["cpus"]] == [0]
     assert only["tick"] == 1000
 
 
-def test_show_is_an_oops_block_of_75_columns(run: Invoke) -> None:
-    record(run, "-o", "t", "--cpus", "2")
-    text = run("show", "t", "--tick", "5").stdout
+def test_show_is_an_oops_block_of_75_columns(run: Invoke, trace: str) -> None:
+    text = run("show", trace, "--tick", "5").stdout
     assert "NIP:  c000000002000010 LR: 0000000000000000 CTR: 0000000000000000\n" in text
     assert "MSR:  8000000000001003 <SF,ME,RI,LE>  CR: 24000220  XER: 00000000\n" in text
     assert "NIP [c000000002000010] start_here_multiplatform+0x1c/0x30\n" in text
@@ -129,34 +135,31 @@ def test_show_is_an_oops_block_of_75_columns(run: Invoke) -> None:
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 75
     assert "\t" not in text
-    assert run("show", "t", "--cpu", "1").stdout.count("GPR28:") == 1
+    assert run("show", trace, "--cpu", "1").stdout.count("GPR28:") == 1
 
 
-def test_events(run: Invoke) -> None:
-    record(run, "-o", "t")
-    rows = json.loads(run("events", "t", "--json").stdout)
+def test_events(run: Invoke, trace: str) -> None:
+    rows = json.loads(run("events", trace, "--json").stdout)
     assert set(rows[0]) == {
         *("tick", "cpu", "kind", "addr", "size", "value", "nip", "symbol", "text"),
     }
-    text = run("events", "t").stdout
+    text = run("events", trace).stdout
     assert "flag-write   0x200005c <- 0x00000001 __run_at_load" in text
     assert max(map(len, text.splitlines())) <= 75
-    assert len(json.loads(run("events", "t", "--kind", "stage", "--json").stdout)) == 1
+    assert len(json.loads(run("events", trace, "--kind", "stage", "--json").stdout)) == 1
 
 
-def test_console_cannot_drive_the_terminal(run: Invoke) -> None:
-    record(run, "-o", "t")
-    assert run("console", "t").stdout == "Linux version 6.1\n.[31mred\n"
-    assert run("console", "t", "--tick", "49").stdout.strip() == ""
-    (chunk,) = json.loads(run("console", "t", "--json").stdout)
+def test_console_cannot_drive_the_terminal(run: Invoke, trace: str) -> None:
+    assert run("console", trace).stdout == "Linux version 6.1\n.[31mred\n"
+    assert run("console", trace, "--tick", "49").stdout.strip() == ""
+    (chunk,) = json.loads(run("console", trace, "--json").stdout)
     assert (chunk["tick"], chunk["cpu"]) == (50, 0)
 
 
-def test_verdict_command(run: Invoke) -> None:
-    record(run, "-o", "t")
-    document = json.loads(run("verdict", "t", "--json").stdout)
+def test_verdict_command(run: Invoke, trace: str) -> None:
+    document = json.loads(run("verdict", trace, "--json").stdout)
     assert document["status"] == "finished"
-    assert run("verdict", "t").exit_code == 0
+    assert run("verdict", trace).exit_code == 0
 
 
 _RECORD = """

@@ -15,6 +15,7 @@ from app import broker
 from app.broker import Broker
 from app.index import new_id, trace_path
 from app.sessions import Outcome, PoolLimits, SessionPool
+from app.warden import memory_is_short
 from emulator.errors import DivergenceError, LimitError, SessionError, TraceError
 from emulator.trace import ImageFile, TraceReader
 
@@ -27,9 +28,9 @@ def pool() -> Iterator[SessionPool]:
     limits = PoolLimits(
         live_sessions=2,
         record_seconds=8,
-        silence_seconds=2,
+        silence_seconds=1.5,
         cancel_seconds=1,
-        answer_seconds=3,
+        answer_seconds=1.5,
     )
     with SessionPool(limits, engine=ENGINE) as made:
         yield made
@@ -37,6 +38,19 @@ def pool() -> Iterator[SessionPool]:
 
 def record(pool: SessionPool, path: Path, key: str = "", **spec: Any) -> Outcome:
     return pool.record(key or path.name, path, spec, IMAGES)
+
+
+def wait_until_growing(path: Path) -> None:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            with TraceReader(path) as trace:
+                if trace.last_tick > 0:
+                    return
+        except TraceError:
+            pass
+        time.sleep(0.02)
+    pytest.fail("the trace does not grow")
 
 
 def test_recording_streams_into_the_trace(pool: SessionPool, tmp_path: Path) -> None:
@@ -130,6 +144,34 @@ def test_kill_takes_the_forks_along(pool: SessionPool, tmp_path: Path) -> None:
     assert _nobodies() <= before
 
 
+def test_crowd_of_processes_is_ended(
+    pool: SessionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.warden.MAX_PROCESSES", 10)
+    before = _nobodies()
+    outcome = record(pool, tmp_path / "t", fault="crowd")
+    assert outcome.status == "killed"
+    assert "processes" in str(outcome.error)
+    assert _nobodies() <= before
+
+
+def test_shortage_of_memory_ends_idle_sessions_first(pool: SessionPool, tmp_path: Path) -> None:
+    record(pool, tmp_path / "old")
+    record(pool, tmp_path / "new")
+    pool._end_oldest()
+    state = {"q": "state", "tick": 1}
+    assert pool.query("new", tmp_path / "new", state)["op"] == "record"
+    assert pool.query("old", tmp_path / "old", state)["op"] == "replay"
+
+
+def test_meminfo_is_understood() -> None:
+    row = "MemTotal: {} kB\nMemFree: 1 kB\nMemAvailable: {} kB\n"
+    assert memory_is_short(row.format(8 << 20, 300 << 10))
+    assert not memory_is_short(row.format(8 << 20, 600 << 10))
+    assert not memory_is_short(row.format(2 << 20, 300 << 10))
+    assert not memory_is_short("nonsense")
+
+
 def _nobodies() -> int:
     """Count the processes of this session's kind."""
     count = 0
@@ -150,9 +192,7 @@ def test_query_and_cancel_while_recording(pool: SessionPool, tmp_path: Path) -> 
         target=lambda: outcomes.append(pool.record("slow", path, spec, IMAGES))
     )
     thread.start()
-    while not path.exists() or "slow" not in pool._live:
-        time.sleep(0.02)
-    time.sleep(0.5)
+    wait_until_growing(path)
     assert pool.query("slow", path, {"q": "state", "tick": 3}) == {"tick": 3, "live": True}
     with TraceReader(path) as trace:
         assert trace.status == "running"
@@ -171,9 +211,7 @@ def test_killing_the_session_leaves_a_trace_that_says_so(pool: SessionPool, tmp_
     spec = {"ticks": 100_000, "slow": 0.02}
     thread = threading.Thread(target=lambda: outcomes.append(pool.record("k", path, spec, IMAGES)))
     thread.start()
-    while "k" not in pool._live:
-        time.sleep(0.02)
-    time.sleep(0.3)
+    wait_until_growing(path)
     os.kill(pool._live["k"].process.pid, 9)
     thread.join()
     assert outcomes[0].status == "killed"
