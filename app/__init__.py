@@ -40,7 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import errors, runs, uploads
+    from app import errors, render, runs, uploads
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -55,6 +55,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     _use_worker(app, data_dir)
     app.extensions["bootflow.index"] = Index(data_dir, app.config["INDEX_URL"])
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
+    app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
     app.jinja_env.globals["static_url"] = _static_url
     app.jinja_env.globals["site"] = lambda: (app.config["PUBLIC_URL"] or request.host_url).rstrip(

@@ -508,8 +508,10 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
     canvas.name(y + 9, "con" if canvas.narrow else "console")
     canvas.line(canvas.x0, y + 13, canvas.x1, y + 13, "hl")
     label_end = canvas.x0
-    for mark, x, _ in thin(scene.console, ax, lo, hi)[:60]:
+    marks = thin(scene.console, ax, lo, hi)[:60]
+    for _, x, _ in marks:
         canvas.line(x, y + 1, x, y + 13, "ax")
+    for mark, x, _ in marks:
         room = int((canvas.x1 - x - 6) / 6.1)
         words = mark.text[:40]
         if room < len(words):

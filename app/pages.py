@@ -211,6 +211,8 @@ class Story:
     verdict: Verdict
     kernel_addr: int | None
     boot_cpu: int
+    stopped: tuple[int, str] | None
+    """CPU and words of an end that is no good."""
     flag_start: str
     running: bool
     flooded: tuple[str, ...]
@@ -240,21 +242,32 @@ def story(reader: TraceReader) -> Story:
         verdict(reader),
         kernel_addr,
         int(spec.get("boot_cpu", 0)),
+        _stopped(reader),
         flag_at_start(spec, reader.placement),
         reader.status == "running",
         tuple(flooded),
     )
 
 
+def _stopped(reader: TraceReader) -> tuple[int, str] | None:
+    end = reader.end
+    if end is None or end["ok"]:
+        return None
+    return int(end["cpu"] or 0), panels.printable(str(end["text"] or end["reason"]))
+
+
 def scene(run_id: str, told: Story) -> Scene:
     """Return what the timeline of a run shows."""
     drawn = []
+    last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():
         spans = [
             Span(s.lo, s.hi, s.letter, s.name, fold=s.stage in ("digest", "stopped")) for s in stays
         ]
         if cpu == told.boot_cpu and spans and spans[0].lo > 0:
             spans[0] = replace(spans[0], lo=0)
+        if told.stopped is not None and told.stopped[0] == cpu:
+            spans.append(Span(last, last + 1, "X", told.stopped[1], label="stopped"))
         drawn.append((cpu, tuple(spans)))
     steps = [step for step in told.verdict.custody if step.number > 0]
     flag = tuple(
@@ -275,7 +288,7 @@ def scene(run_id: str, told: Story) -> Scene:
     console = tuple(Mark(line.tick, line.text) for line in told.console if line.text)
     offset = next(iter(_flag_offsets(told)), 0x5C)
     return Scene(
-        tuple(drawn), told.boot_cpu, low, flag, start, console, told.lanes.last_tick,
+        tuple(drawn), told.boot_cpu, low, flag, start, console, last + (told.stopped is not None),
         told.running, f"kernel+0x{offset:x}", f"/t/{run_id}/",
     )  # fmt: skip
 
@@ -439,6 +452,7 @@ def _moment(
     writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
     fields = panels.low_fields(reader.placement.get("low_fields") or [])
+    big = bool(reader.placement.get("kernel_big_endian"))
     nips = {str(cpu["cpu"]): str(cpu["registers"]["nip"]) for cpu in cpus}
     code = tuple(
         (int(cpu), panels.code_lines(lines, nips.get(cpu, "0")))
@@ -449,7 +463,7 @@ def _moment(
         panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
         tuple(panels.register_block(cpu, old.get(int(cpu["cpu"]))) for cpu in cpus),
         code,
-        panels.low_grid(low, writes, told.lanes, fields) if state else (),
+        panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,
@@ -460,7 +474,8 @@ def _moment(
 
 
 def _flag_value(flag: dict[str, Any]) -> dict[str, Any]:
-    return {**flag, "shown": flag_text(number(flag["value"]))}
+    value = number(flag["value"]) or 0
+    return {**flag, "shown": flag_text(value), "digits": f"{value:0{2 * int(flag['size'])}x}"}
 
 
 def _differences(low: bytes, kernel_low: bytes) -> tuple[tuple[int, str, str], ...]:

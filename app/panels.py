@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
@@ -174,14 +174,18 @@ def _event_row(event: Event, lanes: Lanes, kernel_addr: int | None) -> EventRow:
     text = printable(event.text)
     if event.kind == "stage":
         letter = stage_letter(stage_id(event.text))
-        text = f"enters {stage_name(stage_id(event.text))}"
+        identifier = stage_id(event.text)
+        text = "joins the new kernel" if identifier == "joins" else ""
+        text = text or f"enters {stage_name(identifier)}"
     elif event.kind == "low-write":
         offset = (number(event.addr) or 0) & (LOW_BYTES - 1)
         end = min(offset + (event.size or 1), LOW_BYTES)
         value = "?" if event.value is None else f"0x{number(event.value):x}"
-        text = f"{value} {event.text}".strip()
+        text = f"{value} {text.removeprefix('__secondary_hold_')}".strip()
     elif event.kind.startswith("flag-"):
         text = _flag_event_text(event, kernel_addr)
+    elif event.kind == "cpu-released":
+        text = "leaves the hold loop"
     elif event.kind == "end":
         text = text or "the run ends"
     if not text:
@@ -240,7 +244,7 @@ def cpu_rows(
         stay = lanes.at(cpu, tick)
         msr = number(registers["msr"]) or 0
         doing, doing_tick = _doing(cpu, bool(state.get("parked")), lanes, released, tick)
-        identifier = str(state.get("stage", "")) or (stay.stage if stay else "")
+        identifier = stay.stage if stay else str(state.get("stage", ""))
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
@@ -350,7 +354,12 @@ def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
 
 
 def low_grid(
-    memory: bytes, writes: Iterable[Event], lanes: Lanes, fields: tuple[_Field, ...]
+    memory: bytes,
+    writes: Iterable[Event],
+    lanes: Lanes,
+    fields: tuple[_Field, ...],
+    *,
+    big_endian: bool = False,
 ) -> tuple[LowRow, ...]:
     """Lay out 0x0-0xff: every byte, who wrote it last, and the fields that have a name."""
     writers: list[tuple[str, int, str] | None] = [None] * LOW_BYTES
@@ -368,7 +377,9 @@ def low_grid(
         cells = tuple(
             _low_cell(at, memory[at], writers[at], common, fields) for at in range(base, base + 16)
         )
-        names = tuple(_named(row, memory) for row in fields if base <= row.at < base + 16)
+        names = tuple(
+            _named(row, memory, big_endian) for row in fields if base <= row.at < base + 16
+        )
         rows.append(LowRow(base, cells, names))
     return tuple(rows)
 
@@ -396,12 +407,12 @@ def _low_cell(
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _named(row: _Field, memory: bytes) -> tuple[str, str]:
-    """Return (css, text) of a field; the flag is shown with its value."""
+def _named(row: _Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
+    """Return (css, text) of a field; the flag is shown with its value, as the kernel reads it."""
     css = {"fl": "flag", "o": "mut"}.get(row.css, "")
     name = row.name.removeprefix("__secondary_hold_")
     if row.css == "fl":
-        word = memory[row.at : row.at + 4]
-        value = 1 if 1 in (word[0], word[3]) and sum(word) == 1 else int.from_bytes(word, "big")
+        order: Literal["big", "little"] = "big" if big_endian else "little"
+        value = int.from_bytes(memory[row.at : row.at + row.size], order)
         name += f" = {flag_text(value)}"
     return css, f"0x{row.at:02x} {name}"

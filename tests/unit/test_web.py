@@ -322,6 +322,26 @@ def test_a_refused_image_says_why_and_what_to_do(site: Site) -> None:
     assert site.client.get(f"/t/{run.id}.svg").status_code == 404
 
 
+def test_a_run_that_stopped_ends_in_a_block_of_its_own(site: Site) -> None:
+    run, _ = site.index.add(spec=fabricated.SPEC, files=FILES)
+    path = trace_path(site.index.data_dir, run.id)
+    path.parent.mkdir(exist_ok=True)
+    writer = TraceWriter(path)
+    writer.start(fabricated.SPEC, [])
+    for record in fabricated.records():
+        if record.get("tick", 0) + record.get("ticks", 0) < 1_508_264_443:
+            writer.apply(record)
+    words = "purgatory: SHA-256 digest mismatch, spinning at purgatory+0x48"
+    writer.apply(fabricated.end(words, ok=False, reason="stuck", tick=1_508_264_442))
+    writer.finish()
+    site.index.set_status(run.id, "finished", word="SPINS")
+    page = site.client.get(f"/t/{run.id}/").text
+    assert 'class="tag bad">SPINS<' in page
+    assert "digest mismatch" in page
+    assert 'class="seg sX"' in page
+    assert "!= asked: stay" in page
+
+
 def test_cancel_of_a_listed_run_needs_the_token(site: Site) -> None:
     run_id, token = site.add(finish=False)
     assert site.client.post(f"/t/{run_id}/cancel").status_code == 403
