@@ -166,7 +166,7 @@ class Cpu:
     def __init__(self, machine: Machine, number: int) -> None:
         self.number = number
         self.retired = 0
-        self.range = (1, 0)
+        self.range = (1, 0, -1)
         self.code: dict[int, bytes] = {}
         self._machine = machine
         uc = unicorn.Uc(unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN)
@@ -175,7 +175,7 @@ class Cpu:
         uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
         uc.ctl_exits_enabled(True)
         uc.mem_map_ptr(0, machine.ram_bytes, unicorn.UC_PROT_ALL, machine.ram_addr)
-        if machine.watch_pages:
+        if machine.counting:
             machine.map_window(uc)
         machine.native_hook(uc, unicorn.UC_HOOK_TLB_FILL, native.on_tlb_fill)
         if machine.counting:
@@ -341,22 +341,22 @@ class Machine:
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
         self._last: Cpu | None = None
-        self._stuck = (-1, 0)
+        self._delivered_at = -1
+        self._delivered_here = 0
         self.cpus: list[Cpu] = []
         self.state = np.zeros(native.STATE_SLOTS, np.int64)
-        self.watch_pages = sorted({w.lo & ~0xFFF for w in watches}) if counting else []
+        self.watch_pages: list[int] = []
         self._hypercall = hypercall
         self._on_exception = on_exception
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
-        self._wire(watches, ranges)
+        self._wire(ranges)
+        self.set_watches(watches if counting else ())
         self.cpus = [Cpu(self, n) for n in range(cpus)]
 
     # --- set-up -------------------------------------------------------------------------------
 
-    def _wire(self, watches: Sequence[Watch], ranges: Sequence[Range]) -> None:
-        if len(self.watch_pages) > native.WATCH_PAGE_MAX or len(watches) > native.WATCH_MAX:
-            raise LimitError("too many watched memory ranges", hint="watch fewer")
+    def _wire(self, ranges: Sequence[Range]) -> None:
         s = self.state
         s[native.EMU_STOP] = _address(uclib.uc_emu_stop)
         s[native.REG_READ] = _address(uclib.uc_reg_read)
@@ -365,14 +365,28 @@ class Machine:
         s[native.RAM_ADDR], s[native.RAM_BYTES] = self.ram_addr, self.ram_bytes
         s[native.DIRTY_ADDR] = self.dirty.ctypes.data
         s[native.PROCESS_TABLE] = s[native.PROBE] = -1
+        self.set_ranges(ranges)
+
+    def set_watches(self, watches: Sequence[Watch]) -> None:
+        """Replace the memory whose accesses are logged.
+
+        Raises:
+            LimitError: more than 16 rows, or more than 8 pages.
+        """
+        pages = sorted({watch.lo & ~0xFFF for watch in watches})
+        if len(pages) > native.WATCH_PAGE_MAX or len(watches) > native.WATCH_MAX:
+            raise LimitError("too many watched memory ranges", hint="watch fewer")
+        s = self.state
         s[native.WATCH_PAGES : native.WATCH_PAGES + native.WATCH_PAGE_MAX] = -1
-        for n, page in enumerate(self.watch_pages):
+        for n, page in enumerate(pages):
             s[native.WATCH_PAGES + n] = page
         s[native.WATCH_COUNT] = len(watches)
         for n, watch in enumerate(watches):
             at = native.WATCHES + 3 * n
             s[at : at + 3] = (watch.lo, watch.hi, watch.kinds)
-        self.set_ranges(ranges)
+        self.watch_pages = pages
+        for cpu in self.cpus:
+            self._flush_tlb(cpu)
 
     def set_ranges(self, ranges: Sequence[Range]) -> None:
         """Replace the code ranges whose entry is logged; every CPU reports its own anew."""
@@ -384,7 +398,7 @@ class Machine:
             at = native.RANGES + 3 * n
             self.state[at : at + 3] = (row.lo, row.hi, row.ident)
         for cpu in self.cpus:
-            cpu.range = (1, 0)
+            cpu.range = (1, 0, -1)
 
     def native_hook(self, uc: Any, kind: int, function: Any, begin: int = 1, end: int = 0) -> int:
         """Add a numba callback as a Unicorn hook; its user data is the state array."""
@@ -408,7 +422,7 @@ class Machine:
         status = uclib.uc_mmio_map(
             uc._uch,
             ctypes.c_uint64(native.WINDOW),
-            ctypes.c_size_t(PAGE_BYTES * len(self.watch_pages)),
+            ctypes.c_size_t(PAGE_BYTES * native.WATCH_PAGE_MAX),
             ctypes.c_void_p(native.on_page_read.address),
             user,
             ctypes.c_void_p(native.on_page_write.address),
@@ -486,8 +500,12 @@ class Machine:
             if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
-                if written & (native.WATCH_MATCHED | native.STOPPED_AT_RANGE) and not exact:
+                wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
+                if written & wanted and not exact and self._delivered_at != self.tick:
                     stop = Stop("written")
+            elif not exact and self._delivered_at == self.tick:
+                # an interrupt retires nothing: let its handler begin, so that this tick has one state
+                stop = self._finish_block(cpu, self.tick + 1)
             elif exact or self.tick == begin:
                 stop = self._finish_block(cpu, until_tick)
             else:
@@ -505,7 +523,7 @@ class Machine:
         s[native.CPU] = cpu.number
         s[native.PID] = cpu.spr(SPR_PID) & 0xFFFFFFFF
         s[native.PREPARED_ADDR] = self._prepared[cpu.number].ctypes.data
-        s[native.RANGE_LO], s[native.RANGE_HI] = cpu.range
+        s[native.RANGE_LO], s[native.RANGE_HI], s[native.RANGE_CLASS] = cpu.range
         s[native.BLOCK_BYTES] = 0
         s[native.WATCH_WRITTEN] = 0
         s[native.FETCH_COUNT] = 0
@@ -514,7 +532,7 @@ class Machine:
     def _leave(self, cpu: Cpu, begin: int) -> None:
         """Keep what belongs to the CPU; note the code pages it runs, for `_drop_stale_code`."""
         s = self.state
-        cpu.range = (int(s[native.RANGE_LO]), int(s[native.RANGE_HI]))
+        cpu.range = tuple(s[[native.RANGE_LO, native.RANGE_HI, native.RANGE_CLASS]].tolist())
         cpu.retired += self.tick - begin
         count = int(s[native.FETCH_COUNT])
         if count > native.FETCHED_MAX:  # more than could be noted: start over with what is known
@@ -648,9 +666,10 @@ class Machine:
         msr = cpu.uc.reg_read(77) & U64
         if self._on_exception:
             self._on_exception(cpu.number, name, vector, srr0)
-        again = self._stuck[0] == self.tick
-        self._stuck = (self.tick, self._stuck[1] + 1 if again else 0)
-        if self._stuck[1] > 2 or self.read(vector, 4) == bytes(4):
+        again = self._delivered_at == self.tick
+        self._delivered_at = self.tick
+        self._delivered_here = self._delivered_here + 1 if again else 0
+        if self._delivered_here > 2 or self.read(vector, 4) == bytes(4):
             cpu.set_registers({"nip": srr0})
             return Stop("fault", f"{name} (0x{vector:x}) with no handler at its vector")
         new = MSR_SF | (msr & MSR_ME)

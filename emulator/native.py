@@ -38,7 +38,8 @@ WATCH_PAGES = 32  # physical pages whose data accesses go through `on_page_read`
 WATCH_PAGE_MAX = 8
 WATCHES = WATCH_PAGES + WATCH_PAGE_MAX  # rows of (lo, hi, kinds): what of them is logged
 WATCH_MAX = 16
-RANGES = WATCHES + 3 * WATCH_MAX  # rows of (lo, hi, id), disjoint and ascending
+RANGE_CLASS = WATCHES + 3 * WATCH_MAX
+RANGES = RANGE_CLASS + 1  # rows of (lo, hi, id), disjoint and ascending
 RANGE_MAX = 128
 FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since drained
 FETCHED_MAX = 4096
@@ -56,6 +57,7 @@ LOG_STOP_AT = LOG_MAX - 64  # the block hook asks for a stop when the log is thi
 
 EA_MASK = 0x0FFFFFFFFFFFFFFF
 PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical page that PROBE names
+RANGE_CLASS_SHIFT = 20  # a change of range is logged if the bits from here on differ
 RANGE_STOP = 1 << 16  # bit of a range's id: stop exactly where it is entered
 STOPPED_AT_RANGE = 1 << 33  # bit of WATCH_WRITTEN: such a range was entered
 WATCH_MATCHED = 1 << 32  # bit of WATCH_WRITTEN: a logged range was written, not just its page
@@ -159,7 +161,10 @@ def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
         lo = s[at + 1]
     s[RANGE_LO] = lo
     s[RANGE_HI] = hi
-    _log(s, LOG_RANGE, tick, pc, ea, 0, found, 0)
+    kind = np.int64(0) if found < 0 else np.int64(found) >> RANGE_CLASS_SHIFT
+    if kind != s[RANGE_CLASS]:
+        _log(s, LOG_RANGE, tick, pc, ea, 0, found, 0)
+    s[RANGE_CLASS] = kind
     return found >= 0 and found & RANGE_STOP != 0
 
 

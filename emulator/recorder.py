@@ -206,7 +206,7 @@ class Recorder:
         self._not_spins: set[tuple[int, int, int]] = set()
         self._slices = 0
         self._last_checkpoint = 0
-        self._stages_seen = 0
+        self._bases_seen = {"hand-over"}
 
     def record(self) -> Record:
         """Run to the end; returns the end record, which has been emitted too."""
@@ -276,6 +276,12 @@ class Recorder:
             self._not_spins.add(key)
         else:
             self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
+            self._watch_parked()
+
+    def _watch_parked(self) -> None:
+        """A write to what a parked CPU depends on ends the slice of the writer at once."""
+        seen = {place for parked in self._parked.values() for place in parked.bytes_seen}
+        self.run.watch_also(sorted((at, at + len(content)) for at, content in seen))
 
     def _depends_on(self, cpu: int, spin: Spin) -> tuple[tuple[int, bytes], ...]:
         machine = self.run.machine
@@ -291,18 +297,23 @@ class Recorder:
     def _wake(self) -> None:
         """Un-park every CPU of which something it depends on has changed."""
         machine = self.run.machine
-        for cpu, parked in list(self._parked.items()):
-            if any(machine.read(at, len(seen)) != seen for at, seen in parked.bytes_seen):
-                del self._parked[cpu]
+        woken = [
+            cpu
+            for cpu, parked in self._parked.items()
+            if any(machine.read(at, len(seen)) != seen for at, seen in parked.bytes_seen)
+        ]
+        for cpu in woken:
+            del self._parked[cpu]
+        if woken:
+            self._watch_parked()
 
     # --- checkpoints ------------------------------------------------------------------------------
 
     def _due(self) -> bool:
         """Every CHECKPOINT_TICKS, and where the boot CPU has come to a new milestone."""
         base = self.run.tracker.cpus[self.run.placement.boot_cpu].base
-        stages = ("hand-over", "purgatory", "head", "early_setup", "start_kernel").index(base)
-        new_stage = stages > self._stages_seen
-        self._stages_seen = max(self._stages_seen, stages)
+        new_stage = base not in self._bases_seen
+        self._bases_seen.add(base)
         return new_stage or self.run.machine.tick - self._last_checkpoint >= CHECKPOINT_TICKS
 
     def _checkpoint(self) -> None:

@@ -7,7 +7,7 @@ recorder's schedule does, or the trace at replay) and it writes no file.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from emulator import native
@@ -93,6 +93,24 @@ class Run:
                 start = self.placement.kernel_addr + at
                 rows.append(Watch(start, start + flag.size, both))
         return rows
+
+    def watch_also(self, places: Sequence[tuple[int, int]]) -> None:
+        """Watch further [lo, hi) for writes, as far as watches are left: they end a writer's slice.
+
+        What is left out is noticed at the end of a slice, which is later but not wrong: real CPUs
+        give no promise of when a polling CPU sees a store.
+        """
+        rows = self._watches()
+        pages = {row.lo & ~0xFFF for row in rows}
+        for lo, hi in places:
+            page = lo & ~0xFFF
+            if any(row.lo <= lo and hi <= row.hi and row.kinds & native.LOG_WRITE for row in rows):
+                continue
+            if len(rows) == native.WATCH_MAX or len(pages | {page}) > native.WATCH_PAGE_MAX:
+                break
+            pages.add(page)
+            rows.append(Watch(lo, hi, native.LOG_WRITE))
+        self.machine.set_watches(rows)
 
     # --- running ------------------------------------------------------------------------------
 

@@ -5,8 +5,9 @@ symbols that the images have; `StageTracker` turns the native log into stage eve
 guess from function names alone. Regions (hand-over, purgatory, low memory, kernel) are known by address;
 functions refine them where the image names them (`handoff.STAGES`).
 
-Two kinds of row: a *place* (purgatory, digest check, relocate, copy) lasts while the CPU is in it; a
-*milestone* (early_setup, start_kernel, a secondary joining) begins at its first instruction and lasts.
+Two kinds of row: a *place* (hand-over, hold loop, relocate, copy) lasts while the CPU is in it; a
+*milestone* (digest check, early_setup, start_kernel, a secondary joining) begins where it is entered
+and lasts, whatever it calls, until the next.
 """
 
 from __future__ import annotations
@@ -17,12 +18,11 @@ from typing import Final
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID, STAGES
 from emulator.images import KernelImage
 from emulator.machine import Range
-from emulator.native import RANGE_STOP
+from emulator.native import RANGE_CLASS_SHIFT, RANGE_STOP
 from emulator.placement import Placement
 
 MILESTONES: Final = ("early_setup", "start_kernel", "joins")
 _PLACES_IN_KERNEL: Final = ("relocate", "copy")
-_PLACES_IN_PURGATORY: Final = ("digest",)
 UNTIL: Final = "until"
 
 
@@ -61,11 +61,8 @@ def code_rows(
             stage = "hand-over" if segment.name == "handover" else "purgatory"
             end = segment.addr + segment.mem_bytes
             rows = _lay(rows, CodeRow(segment.addr, end, stage, segment.name))
-    for name in STAGE_BY_ID["digest"].symbols:
-        if name in placement.purgatory_symbols:
-            at, size = placement.purgatory_symbols[name]
-            if size:
-                rows = _lay(rows, CodeRow(at, at + size, "digest", "purgatory"))
+    for row in _purgatory_functions(placement):
+        rows = _lay(rows, row, only_in="purgatory")
     if own_start < kernel_addr + kernel_bytes:
         end = kernel_addr + kernel_bytes
         rows = _lay(rows, CodeRow(own_start, end, "head", "kernel"), under=True)
@@ -86,6 +83,17 @@ def _interrupts_end(kernel: KernelImage) -> int:
     """Offset behind the exception vectors, which are copied to 0 even when the kernel stays."""
     end = kernel.symbols.find("__end_interrupts")
     return LOW_COPY_BYTES if end is None else max(0, end - kernel.link_vaddr)
+
+
+def _purgatory_functions(placement: Placement) -> list[CodeRow]:
+    """The digest check lasts, with all that it calls, until one of purgatory's own functions runs."""
+    rows = []
+    for stage in ("digest", "purgatory"):
+        for name in STAGE_BY_ID[stage].symbols:
+            at, size = placement.purgatory_symbols.get(name, (0, 0))
+            if size:
+                rows.append(CodeRow(at, at + size, stage, "purgatory", milestone=True))
+    return rows
 
 
 def _kernel_functions(
@@ -148,10 +156,14 @@ def _cut(row: CodeRow, lo: int, hi: int) -> CodeRow:
 
 
 def native_ranges(rows: list[CodeRow]) -> list[Range]:
-    """The rows as the native hooks take them; a row's id is its index."""
-    return [
-        Range(row.lo, row.hi, n | (RANGE_STOP if row.stop else 0)) for n, row in enumerate(rows)
-    ]
+    """The rows as the native hooks take them: id = index, class = what must change to be logged."""
+    classes: dict[tuple[str, str, bool], int] = {}
+    ranges = []
+    for n, row in enumerate(rows):
+        kind = classes.setdefault((row.stage, row.region, row.milestone), len(classes) + 1)
+        ident = n | kind << RANGE_CLASS_SHIFT | (RANGE_STOP if row.stop else 0)
+        ranges.append(Range(row.lo, row.hi, ident))
+    return ranges
 
 
 @dataclass
@@ -220,9 +232,9 @@ class StageTracker:
             if at.base not in _KERNEL_BASES:
                 at.base = "head" if cpu == self.boot_cpu else "joins"
             return row.stage if row.stage != "head" else at.base
-        elif row.stage != "digest":
+        elif row.region != "purgatory" or at.base != "digest":
             at.base = row.stage
-        return row.stage if not row.milestone else at.base
+        return at.base
 
     @property
     def complete(self) -> bool:
