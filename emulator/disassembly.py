@@ -1,12 +1,11 @@
 """Instructions as text, in objdump's form. The only importer of capstone.
 
-What it is: capstone with its known PowerPC mistakes mended (CONVENTIONS: checked against objdump 2.40
-over Debian's kernel text). What it is not: aware of symbols; callers add them.
+What it is: capstone with its known PowerPC mistakes mended (CONVENTIONS: checked against objdump
+2.40 over Debian's kernel text). What it is not: aware of symbols; callers add them.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -14,10 +13,8 @@ from typing import Any, Final
 import capstone
 
 _OPD_31: Final = {306: "tlbie", 274: "tlbiel", 498: "slbia", 566: "tlbsync", 434: "slbie"}
-_HINTS: Final = {1: "or      1,1,1", 2: "or      2,2,2", 3: "or      3,3,3", 5: "or      5,5,5",
-                 6: "or      6,6,6", 7: "or      7,7,7", 31: "or      31,31,31",
-                 27: "or      27,27,27", 29: "or      29,29,29", 30: "or      30,30,30"}  # fmt: skip
-_REGISTER: Final = re.compile(r"\b([rfv])(\d+)\b")
+_HINTS: Final = (1, 2, 3, 5, 6, 7, 27, 29, 30, 31)
+"""Registers n for which `or n,n,n` sets the SMT priority (Power ISA 3.1 Book II 3.2)."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ def _mend(word: int) -> str | None:
     primary, extended = word >> 26, word >> 1 & 0x3FF
     rt, ra, rb = word >> 21 & 31, word >> 16 & 31, word >> 11 & 31
     if primary == 31 and extended == 444 and rt == ra == rb and rt in _HINTS and not word & 1:
-        return _HINTS[rt]
+        return f"{'or':<7} {rt},{rt},{rt}"
     if primary == 19 and extended == 528 and rt & 0x14 != 0x14:
         name = "bcctrl" if word & 1 else "bcctr"
         return f"{name:<7} {rt},{ra}"

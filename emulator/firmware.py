@@ -1,8 +1,8 @@
 """TABLE: hypercalls of a pseries partition and what each answers.
 
-What it is: one row a hypercall, with the function that answers it, and the little state that answers
-leave behind. What it is not: a full hypervisor. A call that is not in the table is answered H_FUNCTION
-and named in an event, as a hypervisor without that function would.
+What it is: one row a hypercall, with the function that answers it, and the little state that
+answers leave behind. What it is not: a full hypervisor. A call that is not in the table is
+answered H_FUNCTION and named in an event, as a hypervisor without that function would.
 
 Source: Linux arch/powerpc/include/asm/hvcall.h (numbers), LoPAR 14.5 (arguments and answers).
 """
@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from emulator import native
 from emulator.machine import Machine
 
 U64: Final = (1 << 64) - 1
@@ -92,9 +91,7 @@ def _set_mode(p: Partition, machine: Machine, cpu: int, args: list[int]) -> list
     return [H_FUNCTION]
 
 
-def _register_process_table(
-    p: Partition, machine: Machine, cpu: int, args: list[int]
-) -> list[int]:
+def _register_process_table(p: Partition, machine: Machine, cpu: int, args: list[int]) -> list[int]:
     machine.set_process_table(args[1] & 0x0FFFFFFFFFFFF000)
     return [H_SUCCESS]
 

@@ -1,23 +1,19 @@
-"""The machine: N CPUs over one RAM, run one slice at a time. The only importer of unicorn.
+"""The machine: N CPUs over one RAM, run one slice at a time.
 
-What it is: one Unicorn instance a CPU, all over the same anonymous memory, with exact ticks, watched
-memory, exceptions delivered to the guest's vectors and hypercalls answered by `firmware`. What it is not:
-it decides nothing about who runs when (`schedule`), keeps no history (`recorder`) and knows no file.
+What it is: CPUs (`cpu`) over one anonymous memory, with exact ticks, watched memory, exceptions
+delivered to the guest's vectors and hypercalls answered by a function. What it is not: it decides
+nothing about who runs when (`schedule`), keeps no history (`recorder`) and knows no file.
 
-Unicorn's quirks that shape it (each measured or read in Unicorn 2.1.4's source):
+What shapes it, beside Unicorn's own quirks (`cpu`):
 
-- The default CPU model is the only 64-bit one that works; TLB mode "virtual" is needed for any fetch.
-- `emu_start` asks for the page of its `until` address, so exits are used instead and are normally empty.
-- SMT priority hints end `emu_start` early without an error: `run` just goes on.
-- `uc_emu_stop` from a block hook acts before the block runs: that is how a slice ends on an exact tick.
-- Memory hooks force every load and store of the guest onto a slow path (3.5 times slower on the digest
-  loop). Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data accesses of
-  those pages reach a native callback, everything else runs at full speed. See `native`.
+- `uc_emu_stop` from the block hook acts before the block runs: a slice ends on an exact tick that
+  way.
+- Memory hooks force every load and store of the guest onto a slow path (3.5 times slower on the
+  digest loop). Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data
+  accesses of those pages reach a native callback, everything else runs at full speed. See
+  `native`.
 - A write through MMIO, or by another CPU, does not drop translated blocks: `_drop_stale_code` does.
-- A saved context begins with CPUPPCState (gpr, lr, ctr, crf, xer with so/ov/ca split out, msr, nip);
-  the offsets are checked when a machine is made. It never leaves the process: it holds host pointers.
-- `mftb` reads 0 for ever: a code hook on each such instruction sets rD. The TLB fill refuses a page that
-  holds one until its hooks stand.
+- A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
 """
 
@@ -29,23 +25,19 @@ import mmap
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import unicorn
-from unicorn.unicorn_py3.unicorn import uclib
 
 from emulator import mmu, native
-from emulator.errors import BootflowError, LimitError
+from emulator.cpu import PAGE_BYTES, U64, Cpu, Registers, fill_engine_slots
+from emulator.errors import LimitError
 from emulator.ppc64 import (
-    GPRS,
     INTERRUPTS,
     MSR_DR,
-    MSR_EE,
     MSR_IR,
     MSR_LE,
     MSR_ME,
-    MSR_PR,
     MSR_SF,
     PROGRAM_ILLEGAL,
     PROGRAM_PRIVILEGED,
@@ -57,18 +49,11 @@ from emulator.ppc64 import (
     SPR_SRR1,
 )
 
-U64: Final = (1 << 64) - 1
-PAGE_BYTES: Final = 4096
-TCG_BUFFER_BYTES: Final = 256 << 20
-"""Translation buffer a CPU; the kernel's boot needs about 60 MB. Reserved, touched as needed."""
-
-# Offsets into a saved context, from the start of CPUPPCState (Unicorn 2.1.4, target/ppc/cpu.h).
-_CONTEXT_HEADER = 40
-_GPR, _LR, _CTR, _CRF, _XER, _MSR, _NIP = 0, 512, 520, 528, 568, 640, 680
-_XER_SPLIT = ((31, 576), (30, 584), (29, 592), (19, 600), (18, 608))  # SO OV CA OV32 CA32
-_SPR_COUNT, _VSR_BYTES = 1024, 64 * 16
-
-_EXTENDED = {306: "tlbie", 274: "tlbiel", 566: "tlbsync", 498: "slbia", 434: "slbie"}
+_HYPERCALL_WORD: Final = 0x44000022
+_TLB_INSTRUCTIONS: Final = (306, 274, 566)
+"""Extended opcodes under 31 of tlbie, tlbiel, tlbsync."""
+_SRR1_CLEARED: Final = 0x783F0000
+"""SRR1 33:36 and 42:47 say why, not what MSR was (Power ISA 3.1 Book III 7.2.1)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +75,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Watch:
-    """Physical memory [lo, hi) whose accesses are logged; `kinds` is native.LOG_READ | LOG_WRITE."""
+    """Physical memory [lo, hi) whose accesses are logged: kinds LOG_READ | LOG_WRITE."""
 
     lo: int
     hi: int
@@ -99,7 +84,7 @@ class Watch:
 
 @dataclass(frozen=True)
 class Range:
-    """Code [lo, hi), without the top four bits of the address, that is worth an entry in the log."""
+    """Code [lo, hi), without the top four bits of its address, whose entry is logged."""
 
     lo: int
     hi: int
@@ -112,31 +97,6 @@ class Stop:
 
     why: str
     text: str = ""
-
-
-@dataclass(frozen=True)
-class Registers:
-    """The architected registers of one CPU at one moment (64-bit; cr and xer 32-bit)."""
-
-    nip: int
-    msr: int
-    cr: int
-    lr: int
-    ctr: int
-    xer: int
-    gpr: tuple[int, ...]
-
-    def named(self) -> dict[str, int]:
-        """All of them by name, in the order of `ppc64.REGISTERS`."""
-        special = {
-            "nip": self.nip,
-            "msr": self.msr,
-            "cr": self.cr,
-            "lr": self.lr,
-            "ctr": self.ctr,
-            "xer": self.xer,
-        }
-        return special | dict(zip(GPRS, self.gpr, strict=True))
 
 
 @dataclass(frozen=True)
@@ -156,168 +116,14 @@ OnException = Callable[[int, str, int, int], None]
 """(cpu, name, vector, nip) called before an exception is delivered to the guest."""
 
 
-def _address(function: Any) -> int:
-    return int(ctypes.cast(function, ctypes.c_void_p).value or 0)
-
-
-class Cpu:
-    """One emulated CPU and the little that belongs to it alone."""
-
-    def __init__(self, machine: Machine, number: int) -> None:
-        self.number = number
-        self.retired = 0
-        self.range = (1, 0, -1)
-        self.code: dict[int, bytes] = {}
-        self._machine = machine
-        uc = unicorn.Uc(unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN)
-        self.uc = uc
-        uc.ctl_set_tcg_buffer_size(TCG_BUFFER_BYTES)
-        uc.ctl_set_tlb_mode(unicorn.UC_TLB_VIRTUAL)
-        uc.ctl_exits_enabled(True)
-        uc.mem_map_ptr(0, machine.ram_bytes, unicorn.UC_PROT_ALL, machine.ram_addr)
-        if machine.counting:
-            machine.map_window(uc)
-        machine.native_hook(uc, unicorn.UC_HOOK_TLB_FILL, native.on_tlb_fill)
-        if machine.counting:
-            machine.native_hook(uc, unicorn.UC_HOOK_BLOCK, native.on_block)
-        uc.hook_add(unicorn.UC_HOOK_INTR, self._on_interrupt)
-        self.interrupt = -1
-        self._context = uc.context_save()
-        self._size = self._context.size
-        self._base = int(self._context.context.value) + _CONTEXT_HEADER
-        self._spr = self._find_sprs()
-
-    def _on_interrupt(self, uc: Any, number: int, _: Any) -> None:
-        self.interrupt = number
-        uc.emu_stop()
-
-    def _find_sprs(self) -> int:
-        """Locate the SPR array in a context, and check the other offsets with sentinels."""
-        uc = self.uc
-        sentinel = 0x5AFE_C0DE_0000_0000
-        for n in range(32):
-            uc.reg_write(2 + n, sentinel + n)
-        uc.reg_write(74, sentinel + 40)
-        uc.reg_write(76, sentinel + 41)
-        self.refresh()
-        head = ctypes.string_at(self._base, 1024)
-        wanted = [sentinel + n for n in range(32)] + [sentinel + 40, sentinel + 41]
-        found = list(struct.unpack_from("<32Q", head, _GPR))
-        found += struct.unpack_from("<2Q", head, _LR)
-        if found != wanted:
-            raise BootflowError(
-                "this build of Unicorn lays out the PowerPC state differently",
-                hint="install unicorn 2.1.4, the version that bootflow pins",
-            )
-        # PVR (SPR 287) is the one SPR with a known value at reset: 0x00800100.
-        body = ctypes.string_at(self._base, self._size - _CONTEXT_HEADER)
-        pvr = struct.pack("<Q", 0x00800100)
-        at = body.find(pvr, 1024)
-        while at >= 0 and (at - 287 * 8) % 8:
-            at = body.find(pvr, at + 1)
-        for n in range(32):
-            uc.reg_write(2 + n, 0)
-        uc.reg_write(74, 0)
-        uc.reg_write(76, 0)
-        if at < 0:
-            raise BootflowError(
-                "the PVR is not in Unicorn's saved state", hint="install unicorn 2.1.4"
-            )
-        return at - 287 * 8
-
-    def hook_timebase(self, address: int, word: int) -> None:
-        """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick)."""
-        register, upper = word >> 21 & 31, word >> 16 & 31 == 0x0D
-        s = self._machine.state
-
-        def answer(uc: Any, at: int, size: int, _: Any) -> None:
-            signed = at - (1 << 64) if at >> 63 else at
-            tick = int(s[native.TICK]) + (signed - int(s[native.BLOCK_PC]) >> 2)
-            uc.reg_write(2 + register, tick >> 32 if upper else tick)
-            s[native.TICK], s[native.BLOCK_BYTES] = tick + 1, 0
-            s[native.BLOCK_PC] = signed + 4
-            uc.reg_write(1, at + 4)
-
-        self.uc.hook_add(unicorn.UC_HOOK_CODE, answer, begin=address, end=address)
-
-    def refresh(self) -> None:
-        """Bring the saved context up to date with the CPU."""
-        self.uc.context_update(self._context)
-
-    def registers(self) -> Registers:
-        """The registers now."""
-        self.refresh()
-        head = ctypes.string_at(self._base, _NIP + 8)
-        gpr = struct.unpack_from("<32Q", head, _GPR)
-        lr, ctr = struct.unpack_from("<2Q", head, _LR)
-        cr = 0
-        for field in struct.unpack_from("<8I", head, _CRF):
-            cr = cr << 4 | field
-        (xer,) = struct.unpack_from("<Q", head, _XER)
-        for bit, at in _XER_SPLIT:
-            xer |= (struct.unpack_from("<Q", head, at)[0] & 1) << bit
-        (msr,) = struct.unpack_from("<Q", head, _MSR)
-        (nip,) = struct.unpack_from("<Q", head, _NIP)
-        return Registers(nip, msr, cr, lr, ctr, xer & 0xFFFFFFFF, gpr)
-
-    def set_registers(self, values: dict[str, int]) -> None:
-        """Write registers by name (nip, msr, cr, lr, ctr, xer, r0..r31)."""
-        self.refresh()
-
-        def put(at: int, value: int) -> None:
-            ctypes.memmove(self._base + at, struct.pack("<Q", value & U64), 8)
-
-        for name, value in values.items():
-            if name == "cr":
-                fields = [(value >> (28 - 4 * n)) & 0xF for n in range(8)]
-                ctypes.memmove(self._base + _CRF, struct.pack("<8I", *fields), 32)
-            elif name == "xer":
-                split = 0
-                for bit, at in _XER_SPLIT:
-                    put(at, value >> bit & 1)
-                    split |= 1 << bit
-                put(_XER, value & ~split)
-            elif name in _PLAIN:
-                put(_PLAIN[name], value)
-            elif name != "msr":
-                raise KeyError(name)
-        self.uc.context_restore(self._context)
-        if "msr" in values:  # through Unicorn: the translator's flags hang on it
-            self.uc.reg_write(77, values["msr"] & U64)
-
-    def spr(self, number: int) -> int:
-        """Read an SPR from the context saved last (`refresh` first)."""
-        raw = ctypes.string_at(self._base + self._spr + 8 * number, 8)
-        return int(struct.unpack("<Q", raw)[0])
-
-    def set_sprs(self, values: dict[int, int]) -> None:
-        """Write SPRs by number."""
-        self.refresh()
-        for number, value in values.items():
-            ctypes.memmove(self._base + self._spr + 8 * number, struct.pack("<Q", value & U64), 8)
-        self.uc.context_restore(self._context)
-
-    def state_bytes(self) -> bytes:
-        """All architected state as bytes for a digest: registers, SPRs, vector and FP registers."""
-        self.refresh()
-        sprs = ctypes.string_at(self._base + self._spr, 8 * _SPR_COUNT)
-        head = ctypes.string_at(self._base, _NIP + 8)
-        return head + sprs
-
-
-_PLAIN = {"nip": _NIP, "lr": _LR, "ctr": _CTR} | {name: 8 * n for n, name in enumerate(GPRS)}
-
-
 class Machine:
     """CPUs over one RAM.
 
     Args:
-        ram_bytes: size of RAM, a multiple of 4 KiB.
-        cpus: how many.
-        watches: memory whose accesses are logged (at most 16 rows in at most 8 pages).
-        ranges: code whose entry is logged, disjoint (at most 128).
-        hypercall: answers `sc 1`.
-        counting: False leaves out the block hook and the watches: the bare baseline of the benchmark.
+        ram_bytes: size of RAM, a multiple of 4 KiB. cpus: how many. watches: memory whose
+        accesses are logged (at most 16 rows in at most 8 pages). ranges: code whose entry is
+        logged, disjoint (at most 128). hypercall: answers `sc 1`. counting: False leaves out the
+        block hook and the watches: the bare baseline of the benchmark.
     """
 
     def __init__(
@@ -352,16 +158,14 @@ class Machine:
         self.interrupts_relocated = False
         self._wire(ranges)
         self.set_watches(watches if counting else ())
-        self.cpus = [Cpu(self, n) for n in range(cpus)]
+        ram = (self.ram_addr, ram_bytes)
+        self.cpus = [Cpu(n, ram, self.state, counting=counting) for n in range(cpus)]
 
     # --- set-up -------------------------------------------------------------------------------
 
     def _wire(self, ranges: Sequence[Range]) -> None:
         s = self.state
-        s[native.EMU_STOP] = _address(uclib.uc_emu_stop)
-        s[native.REG_READ] = _address(uclib.uc_reg_read)
-        s[native.UC_CTL] = _address(uclib.uc_ctl)
-        s[native.TLB_FLUSH] = 11 | 1 << 30  # UC_CTL_WRITE(UC_CTL_TLB_FLUSH, 0)
+        fill_engine_slots(s)
         s[native.RAM_ADDR], s[native.RAM_BYTES] = self.ram_addr, self.ram_bytes
         s[native.DIRTY_ADDR] = self.dirty.ctypes.data
         s[native.PROCESS_TABLE] = s[native.PROBE] = -1
@@ -386,7 +190,7 @@ class Machine:
             s[at : at + 3] = (watch.lo, watch.hi, watch.kinds)
         self.watch_pages = pages
         for cpu in self.cpus:
-            self._flush_tlb(cpu)
+            cpu.flush_tlb()
 
     def set_ranges(self, ranges: Sequence[Range]) -> None:
         """Replace the code ranges whose entry is logged; every CPU reports its own anew."""
@@ -399,37 +203,6 @@ class Machine:
             self.state[at : at + 3] = (row.lo, row.hi, row.ident)
         for cpu in self.cpus:
             cpu.range = (1, 0, -1)
-
-    def native_hook(self, uc: Any, kind: int, function: Any, begin: int = 1, end: int = 0) -> int:
-        """Add a numba callback as a Unicorn hook; its user data is the state array."""
-        handle = ctypes.c_size_t()
-        status = uclib.uc_hook_add(
-            uc._uch,
-            ctypes.byref(handle),
-            kind,
-            ctypes.c_void_p(function.address),
-            ctypes.c_void_p(self.state.ctypes.data),
-            ctypes.c_uint64(begin),
-            ctypes.c_uint64(end),
-        )
-        if status:
-            raise unicorn.UcError(status)
-        return handle.value
-
-    def map_window(self, uc: Any) -> None:
-        """Map the MMIO window through which data accesses to watched pages go."""
-        user = ctypes.c_void_p(self.state.ctypes.data)
-        status = uclib.uc_mmio_map(
-            uc._uch,
-            ctypes.c_uint64(native.WINDOW),
-            ctypes.c_size_t(PAGE_BYTES * native.WATCH_PAGE_MAX),
-            ctypes.c_void_p(native.on_page_read.address),
-            user,
-            ctypes.c_void_p(native.on_page_write.address),
-            user,
-        )
-        if status:
-            raise unicorn.UcError(status)
 
     def read(self, addr: int, size: int) -> bytes:
         """Read physical memory; `addr + size` must lie in RAM."""
@@ -449,7 +222,7 @@ class Machine:
         """Tell the radix walk where the guest's process table lies (H_REGISTER_PROC_TBL)."""
         self.state[native.PROCESS_TABLE] = addr
         for cpu in self.cpus:
-            self._flush_tlb(cpu)
+            cpu.flush_tlb()
 
     # --- the clock ----------------------------------------------------------------------------
 
@@ -459,7 +232,7 @@ class Machine:
         return int(self.state[native.TICK])
 
     def _settle(self, nip: int) -> None:
-        """Bring the tick up to `nip`: the end of the block, or the place inside it where it stopped."""
+        """Bring the tick up to `nip`: the end of the block, or the place where it stopped."""
         s = self.state
         start, size = int(s[native.BLOCK_PC]) & U64, int(s[native.BLOCK_BYTES])
         inside = nip - start
@@ -476,8 +249,8 @@ class Machine:
         Args:
             number: the CPU.
             until_tick: absolute tick not to pass.
-            exact: stop at exactly that tick; else at the last block boundary before it (never without
-                progress). A watched write also ends an inexact run, at the next block boundary.
+            exact: stop at exactly that tick; else at the last block boundary before it (never
+                without progress), or at the next one after a watched write.
 
         Returns:
             why it stopped; `self.tick` is exact.
@@ -504,7 +277,7 @@ class Machine:
                 if written & wanted and not exact and self._delivered_at != self.tick:
                     stop = Stop("written")
             elif not exact and self._delivered_at == self.tick:
-                # an interrupt retires nothing: let its handler begin, so that this tick has one state
+                # an interrupt retires nothing: its handler begins, so that a tick has one state
                 stop = self._finish_block(cpu, self.tick + 1)
             elif exact or self.tick == begin:
                 stop = self._finish_block(cpu, until_tick)
@@ -512,6 +285,19 @@ class Machine:
                 stop = Stop("limit")
         self._leave(cpu, begin)
         return stop
+
+    def run_bare(self, number: int, end: int) -> Stop:
+        """Run one CPU with neither ticks nor watches until NIP is `end`: the bench's baseline."""
+        cpu = self.cpus[number]
+        self._enter(cpu)
+        while cpu.nip != end:
+            refused = cpu.go(end)
+            stop = self._interrupted(cpu) if cpu.interrupt >= 0 else None
+            if refused:
+                stop = self._refused(cpu)
+            if stop is not None:
+                return stop
+        return Stop("limit")
 
     def _enter(self, cpu: Cpu) -> None:
         """Make `cpu` the one that the native state speaks of."""
@@ -536,52 +322,36 @@ class Machine:
         cpu.retired += self.tick - begin
         count = int(s[native.FETCH_COUNT])
         if count > native.FETCHED_MAX:  # more than could be noted: start over with what is known
-            cpu.uc.ctl_flush_tb()
+            cpu.drop_all_code()
             cpu.code.clear()
-            self._flush_tlb(cpu)
+            cpu.flush_tlb()
             count = native.FETCHED_MAX
         pages = s[native.FETCHED : native.FETCHED + count]
         for page in np.unique(pages).tolist():
             cpu.code[page] = self.ram[page : page + PAGE_BYTES]
 
-    def _go(self, cpu: Cpu, limit: int) -> Stop | None:
+    def _go(self, cpu: Cpu, limit: int, end: int | None = None) -> Stop | None:
         """One `emu_start`; afterwards the tick is right and what interrupted it is dealt with."""
         s = self.state
         s[native.LIMIT] = limit
         s[native.STOPPED] = 0
         s[native.WATCH_WRITTEN] = 0
         s[native.FAULT_WHY] = 0
-        cpu.interrupt = -1
-        failed = False
-        try:
-            cpu.uc.emu_start(cpu.uc.reg_read(1), 0)
-        except unicorn.UcError as error:
-            if error.errno != unicorn.UC_ERR_EXCEPTION:
-                raise self._engine_error(cpu, error) from error
-            failed = True
-        self._settle(cpu.uc.reg_read(1))
+        refused = cpu.go(end)
+        self._settle(cpu.nip)
         if cpu.interrupt >= 0:
             return self._interrupted(cpu)
-        return self._refused(cpu) if failed else None
-
-    def _engine_error(self, cpu: Cpu, error: unicorn.UcError) -> BootflowError:
-        return BootflowError(
-            f"Unicorn failed with '{error}' on CPU {cpu.number} at tick {self.tick}, "
-            f"nip 0x{cpu.uc.reg_read(1):016x}",
-            hint="this is a bug of bootflow or of Unicorn: please report it with the trace",
-        )
+        return self._refused(cpu) if refused else None
 
     def _finish_block(self, cpu: Cpu, until_tick: int) -> Stop | None:
         """Run the first instructions of the block at NIP, up to exactly `until_tick`."""
-        nip = cpu.uc.reg_read(1)
+        nip = cpu.nip
         end = nip + 4 * (until_tick - self.tick)
-        cpu.uc.ctl_remove_cache(nip, end + 4)
-        cpu.uc.ctl_set_exits([end])
+        cpu.drop_code(nip, end + 4)
         try:
-            return self._go(cpu, 1 << 62)
+            return self._go(cpu, 1 << 62, end)
         finally:
-            cpu.uc.ctl_set_exits([])
-            cpu.uc.ctl_remove_cache(nip, end + 4)
+            cpu.drop_code(nip, end + 4)
 
     # --- code that changed under a CPU ----------------------------------------------------------
 
@@ -604,26 +374,23 @@ class Machine:
         s = self.state
         s[native.PROBE] = page
         ea = native.PROBE_EA | page
-        cpu.uc.ctl_remove_cache(ea, ea + PAGE_BYTES)
+        cpu.drop_code(ea, ea + PAGE_BYTES)
         s[native.PROBE] = -1
-        self._flush_tlb(cpu)
+        cpu.flush_tlb()
         self._prepared[cpu.number][page // PAGE_BYTES] = 0
-
-    def _flush_tlb(self, cpu: Cpu) -> None:
-        uclib.uc_ctl(cpu.uc._uch, ctypes.c_int(int(self.state[native.TLB_FLUSH])))
 
     # --- what interrupts a CPU ------------------------------------------------------------------
 
     def _interrupted(self, cpu: Cpu) -> Stop | None:
         """Deal with an exception that Unicorn hands over; NIP is past the instruction."""
-        nip = cpu.uc.reg_read(1)
+        nip = cpu.nip
         number = cpu.interrupt
         word = self.fetch_word(cpu, (nip - 4) & U64)
-        if number == 8 and word == 0x44000022:
+        if number == 8 and word == _HYPERCALL_WORD:
             return self._do_hypercall(cpu)
-        if number in (6, 96) and word >> 26 == 31 and (word >> 1 & 0x3FF) in _EXTENDED:
+        if number in (6, 96) and word >> 26 == 31 and (word >> 1 & 0x3FF) in _TLB_INSTRUCTIONS:
             for other in self.cpus:
-                self._flush_tlb(other)
+                other.flush_tlb()
             return None
         row = INTERRUPTS.get(number)
         if row is None:
@@ -649,7 +416,7 @@ class Machine:
         s = self.state
         ea, why = int(s[native.FAULT_EA]) & U64, int(s[native.FAULT_WHY])
         access = int(s[native.FAULT_ACCESS])
-        nip = cpu.uc.reg_read(1)
+        nip = cpu.nip
         if why == native.WANT_PREPARE:
             self._prepare_page(cpu, ea)
             return None
@@ -663,7 +430,7 @@ class Machine:
 
     def _deliver(self, cpu: Cpu, vector: int, name: str, srr0: int, srr1: int) -> Stop | None:
         """Take an interrupt the way a guest of a hypervisor does (Power ISA 3.1 Book III 7.5)."""
-        msr = cpu.uc.reg_read(77) & U64
+        msr = cpu.msr
         if self._on_exception:
             self._on_exception(cpu.number, name, vector, srr0)
         again = self._delivered_at == self.tick
@@ -679,8 +446,8 @@ class Machine:
         if self.interrupts_relocated and msr & MSR_IR and msr & MSR_DR:
             new |= MSR_IR | MSR_DR
             target |= 0xC000000000004000
-        cpu.set_sprs({SPR_SRR0: srr0, SPR_SRR1: (msr & ~0x783F0000) | srr1})
-        cpu.set_registers({"nip": target, "msr": new & ~(MSR_EE | MSR_PR)})
+        cpu.set_sprs({SPR_SRR0: srr0, SPR_SRR1: (msr & ~_SRR1_CLEARED) | srr1})
+        cpu.set_registers({"nip": target, "msr": new})
         return None
 
     def _prepare_page(self, cpu: Cpu, ea: int) -> None:
@@ -705,13 +472,13 @@ class Machine:
     # --- looking --------------------------------------------------------------------------------
 
     def span(self) -> tuple[int, int]:
-        """Lowest and highest block start of the last `run`, as effective addresses without the top."""
+        """Lowest and highest block start of the last `run`, without the top four bits."""
         return int(self.state[native.SPAN_LO]), int(self.state[native.SPAN_HI])
 
     def translate(self, cpu: Cpu, ea: int, access: int) -> int | None:
         """Physical address of an effective one as that CPU sees it now; None when not mapped."""
         signed = ea - (1 << 64) if ea >> 63 else ea
-        msr = cpu.uc.reg_read(77) & U64
+        msr = cpu.msr
         msr = msr - (1 << 64) if msr >> 63 else msr
         table, pid = int(self.state[native.PROCESS_TABLE]), int(self.state[native.PID])
         page, why = mmu.translate(
@@ -720,19 +487,23 @@ class Machine:
         return None if why else int(page) | (ea & 0xFFF)
 
     def fetch_word(self, cpu: Cpu, ea: int) -> int:
-        """The instruction word at an effective address, read in that CPU's byte order; 0 if unmapped."""
+        """The instruction word at an effective address, in that CPU's byte order; 0 if unmapped."""
         physical = self.translate(cpu, ea, mmu.ACCESS_FETCH)
         if physical is None:
             return 0
-        order = "little" if cpu.uc.reg_read(77) & MSR_LE else "big"
-        return int.from_bytes(self.read(physical, 4), order)  # type: ignore[arg-type]
+        raw = self.read(physical, 4)
+        return int.from_bytes(raw, "little" if cpu.msr & MSR_LE else "big")
 
     def take_log(self) -> list[Access]:
         """Rows of the native log since the last call, oldest first; it is empty afterwards."""
         s = self.state
         count = min(int(s[native.LOG_COUNT]), native.LOG_MAX)
         s[native.LOG_COUNT] = 0
-        rows = s[native.LOG : native.LOG + count * native.LOG_FIELDS].reshape(count, native.LOG_FIELDS).tolist()
+        rows = (
+            s[native.LOG : native.LOG + count * native.LOG_FIELDS]
+            .reshape(count, native.LOG_FIELDS)
+            .tolist()
+        )
         return [
             Access(k, tick, cpu, nip & U64, addr, size, _value(k, value, size), msr & U64)
             for k, tick, cpu, nip, addr, size, value, msr in rows
@@ -746,32 +517,19 @@ class Machine:
         cpu = self.cpus[number]
         steps: list[Step] = []
 
-        def see(uc: Any, address: int, size: int, _: Any) -> None:
-            word = self.fetch_word(cpu, address)
-            registers = cpu.registers()
-            steps.append(Step(address, word, registers, bool(native.is_timebase(word))))
+        def see(nip: int) -> None:
+            word = self.fetch_word(cpu, nip)
+            steps.append(Step(nip, word, cpu.registers(), bool(native.is_timebase(word))))
 
-        handle = cpu.uc.hook_add(unicorn.UC_HOOK_CODE, see)
-        cpu.uc.ctl_flush_tb()
+        end_watching = cpu.watch_instructions(see)
         try:
             end = self.tick + count
             while self.tick < end:
                 if self.run(number, end, exact=True).why == "fault":
                     break
         finally:
-            cpu.uc.hook_del(handle)
-            self._start_nowhere(cpu)
-            cpu.uc.ctl_flush_tb()
+            end_watching()
         return steps
-
-    def _start_nowhere(self, cpu: Cpu) -> None:
-        """Let Unicorn forget deleted hooks: it does so only when an `emu_start` ends."""
-        nip = cpu.uc.reg_read(1)
-        cpu.uc.ctl_set_exits([nip])
-        try:
-            cpu.uc.emu_start(nip, 0)
-        finally:
-            cpu.uc.ctl_set_exits([])
 
     def state_digest(self) -> str:
         """Digest of all CPUs and of every page ever written, 32 hex digits.
@@ -786,7 +544,7 @@ class Machine:
         self.dirty[:] = 0
         whole = hashlib.blake2b(digest_size=16)
         for cpu in self.cpus:
-            self._flush_tlb(cpu)
+            cpu.flush_tlb()
             whole.update(cpu.state_bytes())
         for page in sorted(self._page_digests):
             whole.update(page.to_bytes(8, "little") + self._page_digests[page])

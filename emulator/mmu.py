@@ -1,12 +1,12 @@
 """Effective to physical addresses: real mode and radix, one page at a time.
 
-What it is: the guest's own address translation, as a function of RAM, MSR, process table and PID. It is
-written in the subset of Python that numba compiles, because the TLB-fill hook calls it at native speed;
-`translate.py_func` is the same code as plain Python. What it is not: a TLB, and no hash MMU (a kernel that
-chooses hash gets an event that says so).
+What it is: the guest's own address translation, as a function of RAM, MSR, process table and PID.
+It is written in the subset of Python that numba compiles, because the TLB-fill hook calls it at
+native speed; `translate.py_func` is the same code as plain Python. What it is not: a TLB, and no
+hash MMU (a kernel that chooses hash gets an event that says so).
 
-Source: Power ISA 3.1 Book III 6.7.10 (radix tree translation), 6.7.2 (real mode: a guest ignores EA0:3);
-Linux arch/powerpc/include/asm/book3s/64/radix.h for the entry layout.
+Source: Power ISA 3.1 Book III 6.7.10 (radix tree translation), 6.7.2 (real mode: a guest ignores
+EA0:3); Linux arch/powerpc/include/asm/book3s/64/radix.h for the entry layout.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PRIVILEGED, _READ, _WRITE, _EXECUTE = 0x8, 0x4, 0x2, 0x1
 _EA_BITS = 52
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _load_be(ram: Any, ram_bytes: int, address: int) -> Any:
     """Load a big-endian doubleword at a physical address; 0 (an invalid entry) when outside RAM."""
     if address < 0 or address + 8 > ram_bytes or address & 7:
@@ -50,7 +50,36 @@ def _load_be(ram: Any, ram_bytes: int, address: int) -> Any:
     return np.int64((x << np.uint64(32)) | (x >> np.uint64(32)))
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
+def _walk(ram: Any, ram_bytes: int, ea: int, root: int) -> tuple[int, int]:
+    """Walk from a process table entry to the leaf: (leaf, bits of the address it leaves over)."""
+    base = root & _BASE_MASK
+    bits = root & 0x1F
+    left = _EA_BITS
+    while 5 <= bits <= 16 and left - bits >= 12:
+        left -= bits
+        index = (ea >> left) & ((1 << bits) - 1)
+        entry = _load_be(ram, ram_bytes, base + 8 * index)
+        if entry >= 0:  # bit 0, valid, is the sign bit
+            return 0, 0
+        if entry & (1 << 62):
+            return entry, left
+        base = entry & _BASE_MASK
+        bits = entry & 0x1F
+    return 0, 0
+
+
+@njit(cache=True)
+def _allowed(entry: int, access: int, msr: int) -> bool:
+    """Whether a leaf's authority bits allow an access."""
+    if (msr & _MSR_PR) and (entry & _PRIVILEGED):
+        return False
+    if access == ACCESS_READ:
+        return bool(entry & (_READ | _WRITE))
+    return bool(entry & (_WRITE if access == ACCESS_WRITE else _EXECUTE))
+
+
+@njit(cache=True)
 def translate(
     ram: Any, ram_bytes: int, ea: int, access: int, msr: int, process_table: int, pid: int
 ) -> tuple[int, int]:
@@ -80,29 +109,11 @@ def translate(
     if quadrant == 1 or quadrant == 2:
         return 0, BAD_QUADRANT
     row = process_table + 16 * (pid if quadrant == 0 else 0)
-    entry = _load_be(ram, ram_bytes, row)
-    base = entry & _BASE_MASK
-    bits = entry & 0x1F
-    left = _EA_BITS
-    while 5 <= bits <= 16 and left - bits >= 12:
-        left -= bits
-        index = (ea >> left) & ((1 << bits) - 1)
-        entry = _load_be(ram, ram_bytes, base + 8 * index)
-        if entry >= 0:  # bit 0, valid, is the sign bit
-            return 0, NOT_MAPPED
-        if entry & (1 << 62):
-            if (msr & _MSR_PR) and (entry & _PRIVILEGED):
-                return 0, NOT_ALLOWED
-            need = _WRITE if access == ACCESS_WRITE else _EXECUTE
-            if access == ACCESS_READ:
-                need = _READ | _WRITE
-            if not entry & need:
-                return 0, NOT_ALLOWED
-            offset = (1 << left) - 1
-            real = (entry & _RPN_MASK & ~offset) | (ea & offset)
-            if real >= ram_bytes:
-                return 0, OUTSIDE_RAM
-            return real, OK
-        base = entry & _BASE_MASK
-        bits = entry & 0x1F
-    return 0, NOT_MAPPED
+    entry, left = _walk(ram, ram_bytes, ea, _load_be(ram, ram_bytes, row))
+    if entry == 0:
+        return 0, NOT_MAPPED
+    if not _allowed(entry, access, msr):
+        return 0, NOT_ALLOWED
+    offset = (1 << left) - 1
+    real = (entry & _RPN_MASK & ~offset) | (ea & offset)
+    return (real, OK) if real < ram_bytes else (0, OUTSIDE_RAM)

@@ -1,13 +1,14 @@
-"""Hooks that run at native speed: tick counting, stop at a tick, stage ranges, memory watches, TLB fill.
+"""Hooks that run at native speed: ticks, stops, stage ranges, memory watches, TLB fill.
 
-What it is: numba-compiled callbacks with Unicorn's C signatures, all working on one int64 array (`State`)
-that the Python side reads and writes between runs. What it is not: it knows no CPU model, no symbols and
-makes no decision; it counts, translates and logs. It calls back into Unicorn only through addresses that
-the array carries, so that numba can keep the compiled code on disk between processes.
+What it is: numba-compiled callbacks with Unicorn's C signatures, all working on one int64 array
+(`State`) that the Python side reads and writes between runs. What it is not: it knows no CPU
+model, no symbols and makes no decision; it counts, translates and logs. It calls back into
+Unicorn only through addresses that the array carries, so that numba can keep the compiled code on
+disk between processes.
 
-How a tick is known (FACTS: "exact ticks from a block hook alone"): the block hook keeps the tick and the
-PC at which the current block began. Instructions are four bytes and a block is a straight line, so at any
-stop tick = tick at block start + (PC - block start) / 4.
+How a tick is known (FACTS: "exact ticks from a block hook alone"): the block hook keeps the tick
+and the PC at which the current block began. Instructions are four bytes and a block is a straight
+line, so at any stop tick = tick at block start + (PC - block start) / 4.
 
 Source: unicorn.h (uc_cb_hookcode_t, uc_cb_hookmem_t, uc_cb_tlbevent_t); Power ISA 3.1 Book III 6.7
 (radix translation).
@@ -17,14 +18,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numba
+import numba.extending
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import carray, cfunc, njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from emulator import mmu
 from emulator.ppc64 import UC_REG_MSR, UC_REG_PC
+
+_numba: Any = numba  # it ships no types
+carray, cfunc, njit, types = _numba.carray, _numba.cfunc, _numba.njit, _numba.types
+intrinsic: Any = _numba.extending.intrinsic
 
 # Slots of the state array (int64 each). One CPU runs at a time, so one set serves all of them.
 TICK, BLOCK_PC, BLOCK_BYTES, LIMIT, STOPPED, CPU = 0, 1, 2, 3, 4, 5
@@ -115,7 +120,7 @@ def _call_ctl(typingctx: Any, function: Any, uc: Any, control: Any) -> Any:
     return types.int64(types.int64, types.voidptr, types.int64), codegen
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _read_reg(s: Any, uc: Any, reg: int) -> int:
     """Read a CPU register (64 bits) from inside a hook."""
     s[SCRATCH] = 0
@@ -124,7 +129,7 @@ def _read_reg(s: Any, uc: Any, reg: int) -> int:
     return value
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _log(s: Any, kind: int, tick: int, pc: int, addr: int, size: int, value: int, msr: int) -> None:
     """Append a row to the log; a full log drops the row and keeps the count, which ends the run."""
     n = s[LOG_COUNT]
@@ -142,9 +147,9 @@ def _log(s: Any, kind: int, tick: int, pc: int, addr: int, size: int, value: int
     s[at + 7] = msr
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
-    """Make the range that holds `ea` the current one and log it; True if the run is to stop there."""
+    """Make the range that holds `ea` the current one, log it; True if the run is to stop."""
     lo = 0
     hi = EA_MASK + 1
     found = -1
@@ -168,7 +173,7 @@ def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
     return found >= 0 and found & RANGE_STOP != 0
 
 
-@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)  # type: ignore[untyped-decorator]
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
     s = carray(user, (STATE_SLOTS,), np.int64)
@@ -183,19 +188,19 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     ea = address & EA_MASK
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
-    if ea < s[RANGE_LO] or ea >= s[RANGE_HI]:
-        if _enter_range(s, tick, address, ea):
-            s[WATCH_WRITTEN] |= np.int64(STOPPED_AT_RANGE)
-            s[STOPPED] = 1
-            _call_stop(s[EMU_STOP], uc)
+    outside = ea < s[RANGE_LO] or ea >= s[RANGE_HI]
+    if outside and _enter_range(s, tick, address, ea):
+        s[WATCH_WRITTEN] |= np.int64(STOPPED_AT_RANGE)
+        s[STOPPED] = 1
+        _call_stop(s[EMU_STOP], uc)
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _watched(s: Any, uc: Any, kind: int, address: int, size: int, value: int) -> bool:
     """Log an access to a watched page if a watch row wants it, with the exact tick after it.
 
-    NIP is exact here because the TLB fill just before restored it (see `on_page_read`). Unicorn hands a
-    doubleword over in two halves, big end first: they become one row again.
+    NIP is exact here because the TLB fill just before restored it (see `on_page_read`). Unicorn
+    hands a doubleword over in two halves, big end first: they become one row again.
     """
     wanted = False
     for i in range(s[WATCH_COUNT]):
@@ -224,11 +229,9 @@ def _watched(s: Any, uc: Any, kind: int, address: int, size: int, value: int) ->
     return True
 
 
-@cfunc(  # type: ignore[untyped-decorator]
-    types.uint64(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True
-)
-def on_page_read(uc: Any, offset: int, size: int, user: Any) -> int:
-    """MMIO read of a watched page: data accesses to it are served here, all others run at full speed.
+@cfunc(types.uint64(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
+def on_page_read(uc: Any, offset: int, size: int, user: Any) -> Any:
+    """MMIO read of a watched page: only its data accesses are served here.
 
     The TLB is flushed after each access, so that the next one misses again: the miss is what makes
     Unicorn restore the exact NIP. Values are big-endian numbers of the bytes in memory.
@@ -244,11 +247,11 @@ def on_page_read(uc: Any, offset: int, size: int, user: Any) -> int:
     return np.uint64(value)
 
 
-@cfunc(  # type: ignore[untyped-decorator]
+@cfunc(
     types.void(types.voidptr, types.int64, types.uint32, types.uint64, types.voidptr), cache=True
 )
 def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> None:
-    """MMIO write of a watched page; if code was fetched from it, ask for a stop at the next block."""
+    """MMIO write of a watched page; if code was fetched from it, stop at the next block."""
     s = carray(user, (STATE_SLOTS,), np.int64)
     ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES],), np.uint8)
     index = offset >> 12
@@ -268,7 +271,7 @@ def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> Non
     _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def is_timebase(word: int) -> bool:
     """Whether an instruction word reads the timebase."""
     return bool(
@@ -279,7 +282,7 @@ def is_timebase(word: int) -> bool:
     )
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _needs_hook(ram: Any, physical: int) -> bool:
     """Whether a code page holds a word that reads the timebase, in either byte order.
 
@@ -294,7 +297,7 @@ def _needs_hook(ram: Any, physical: int) -> bool:
     return False
 
 
-@njit(cache=True)  # type: ignore[untyped-decorator]
+@njit(cache=True)
 def _fetch_page(s: Any, page: int, physical: int) -> int:
     """Note a page mapped for fetch; refuse it while it needs code hooks that do not stand yet."""
     words = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 2,), np.uint32)
@@ -315,7 +318,7 @@ def _fetch_page(s: Any, page: int, physical: int) -> int:
     return 0
 
 
-@cfunc(  # type: ignore[untyped-decorator]
+@cfunc(
     types.boolean(
         types.voidptr, types.int64, types.int32, types.CPointer(types.int64), types.voidptr
     ),

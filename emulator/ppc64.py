@@ -1,8 +1,8 @@
 """TABLE: registers, MSR bits and exceptions of a 64-bit PowerPC.
 
 What it is: rows that the machine, the pages and the text output share. What it is not: behaviour.
-Source: Power ISA 3.1 Books I and III; Linux arch/powerpc/kernel/process.c for the order of MSR names;
-unicorn/ppc.h for the register numbers (part of Unicorn's ABI, checked by a test).
+Source: Power ISA 3.1 Books I and III; Linux arch/powerpc/kernel/process.c for the order of MSR
+names; unicorn/ppc.h for the register numbers (part of Unicorn's ABI, checked by a test).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 UC_REG_PC = 1
 UC_REG_GPR0 = 2
-UC_REG_MSR = 77
+UC_REG_LR, UC_REG_CTR, UC_REG_MSR = 74, 76, 77
 
 MSR_LE, MSR_RI, MSR_DR, MSR_IR = 0x1, 0x2, 0x10, 0x20
 MSR_ME, MSR_FP, MSR_PR, MSR_EE = 0x1000, 0x2000, 0x4000, 0x8000

@@ -1,14 +1,15 @@
 """Machine + schedule -> the record stream of a trace.
 
-What it is: `RunSpec`, all that decides a run; `prepare`, which makes a `Run` of a spec and the images;
-and `Recorder`, the one loop that hands out slices, parks CPUs that only spin, takes checkpoints and
-ends the run with a named reason. What it is not: a writer of files (`trace`), nor a replay (`session`).
+What it is: `RunSpec`, all that decides a run; `prepare`, which makes a `Run` of a spec and the
+images; and `Recorder`, the one loop that hands out slices, parks CPUs that only spin, takes
+checkpoints and ends the run with a named reason. What it is not: a writer of files (`trace`), nor
+a replay (`session`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from emulator.devicetree import DeviceTree
@@ -61,7 +62,9 @@ class RunSpec:
         fields = cls.__dataclass_fields__
         unknown = sorted(set(document) - set(fields))
         if unknown:
-            raise PlacementError(f"unknown option {unknown[0]!r}", hint="see `bootflow record --help`")
+            raise PlacementError(
+                f"unknown option {unknown[0]!r}", hint="see `bootflow record --help`"
+            )
         spec = cls(**document)
         if spec.mode not in ("load", "load-panic"):
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
@@ -329,7 +332,9 @@ class Recorder:
     def _ended(self, cpu: int, stop: Stop) -> Record | None:
         spec, tick = self.spec, self.run.machine.tick
         if stop.why == "fault":
-            return self._end("fault", f"{self.run.where(cpu)[1] or 'unknown code'}: {stop.text}", cpu)
+            return self._end(
+                "fault", f"{self.run.where(cpu)[1] or 'unknown code'}: {stop.text}", cpu
+            )
         reached = self.run.tracker.until_reached
         if reached is not None:
             return self._end("until", f"--until {spec.until} reached", reached[1], ok=True)
@@ -338,7 +343,8 @@ class Recorder:
         if self.run.tracker.complete and spec.until is None:
             text = "the hand-off is complete: boot CPU in start_kernel"
             others = spec.cpus - 1
-            text += f", {others} secondaries released" if others else ""
+            if others:
+                text += f", {others} secondar{'y' if others == 1 else 'ies'} released"
             return self._end("complete", text, self.run.placement.boot_cpu, ok=True)
         if tick >= spec.limit_ticks:
             return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
@@ -366,11 +372,3 @@ class Recorder:
             "t": "end", "reason": reason, "text": text, "tick": tick, "cpu": cpu,
             "nip": hex64(nip), "symbol": symbol, "ok": ok,
         }  # fmt: skip
-
-
-def bare_run(prepared: Prepared, slices: list[tuple[int, int]]) -> Run:
-    """The same slices with no block hook, no watches and no records: the benchmark's baseline."""
-    run = replace(prepared).start(lambda record: None, counting=False)
-    for cpu, ticks in slices:
-        run.machine.run_bare(cpu, ticks)
-    return run

@@ -1,8 +1,8 @@
-"""One hand-off in execution: machine, firmware and stages together. Recorder and session both drive it.
+"""One hand-off in execution: machine, firmware and stages together.
 
-What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the events of
-the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no slices (the
-recorder's schedule does, or the trace at replay) and it writes no file.
+What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the
+events of the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no
+slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and session both drive it.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from emulator import native
+from emulator.cpu import Cpu
 from emulator.disassembly import disassemble
 from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
 from emulator.images import KernelImage
-from emulator.machine import Access, Cpu, Machine, Step, Stop, Watch
+from emulator.machine import Access, Machine, Step, Stop, Watch
 from emulator.mmu import ACCESS_FETCH
 from emulator.placement import Placement
 from emulator.ppc64 import MSR_LE
@@ -29,8 +30,8 @@ CONSOLE_LINE_BYTES: Final = 1024
 WINDOW_INSTRUCTIONS: Final = 12
 """Disassembled before and after NIP in the state of a moment."""
 _FLAG_ASKED: Final = ("purgatory", "head", "relocate", "copy")
-"""Stages in which an access to the flag means something: before, a copy or a checksum passes over the
-whole image; from early_setup on the kernel has decided, and the word is one of many that it patches."""
+"""Stages in which an access to the flag means something. Before, a copy or a checksum passes over
+the whole image; from early_setup on the kernel has decided, and the word is one of many."""
 
 
 def hex64(value: int) -> str:
@@ -223,7 +224,7 @@ class Run:
         return ""
 
     def _note_hypercall(self, cpu: int, text: str, number: int) -> None:
-        nip = self.machine.cpus[cpu].uc.reg_read(1) - 4
+        nip = self.machine.cpus[cpu].nip - 4
         self.event("hypercall", self.machine.tick, cpu, nip, value=number, text=text)
 
     def _note_exception(self, cpu: int, name: str, vector: int, nip: int) -> None:
@@ -232,7 +233,7 @@ class Run:
     def _put_console(self, cpu: int, data: bytes) -> None:
         tick = self.machine.tick
         self._emit({"t": "console", "tick": tick, "cpu": cpu, "data": data.hex()})
-        nip = self.machine.cpus[cpu].uc.reg_read(1) - 4
+        nip = self.machine.cpus[cpu].nip - 4
         for byte in data:
             if byte == 10 or len(self._line) >= CONSOLE_LINE_BYTES:
                 text = self._line.decode("latin-1").strip("\r\n\0")
@@ -246,7 +247,7 @@ class Run:
 
     def where(self, number: int) -> tuple[int, str, str]:
         """(nip, symbol, stage id) of a CPU now."""
-        nip = self.machine.cpus[number].uc.reg_read(1)
+        nip = self.machine.cpus[number].nip
         return nip, self.names.name_at(nip), self.tracker.cpus[number].stage
 
     def state(self) -> Record:
@@ -291,14 +292,14 @@ class Run:
 
     def _disassembly(self, cpu: Cpu) -> list[Record]:
         """Instructions around NIP, decoded in the byte order that the CPU has now."""
-        nip = cpu.uc.reg_read(1)
+        nip = cpu.nip
         physical = self.machine.translate(cpu, nip, ACCESS_FETCH)
         if physical is None:
             return []
         before = min(WINDOW_INSTRUCTIONS, (physical & 0xFFF) // 4)
         after = min(WINDOW_INSTRUCTIONS, (0x1000 - (physical & 0xFFF)) // 4)
         code = self.machine.read(physical - 4 * before, 4 * (before + after))
-        little = bool(cpu.uc.reg_read(77) & MSR_LE)
+        little = bool(cpu.msr & MSR_LE)
         start = nip - 4 * before
         return [
             {

@@ -1,7 +1,8 @@
 """Which CPU runs next and for how many instructions: a pure function of quantum, seed and history.
 
-What it is not: aware of time. Two runs with the same quantum and seed and the same guest take the same
-slices. A CPU that runs alone (all others parked) takes long slices, because nobody can notice.
+What it is not: aware of time. Two runs with the same quantum and seed and the same guest take the
+same slices. A CPU that runs alone (all others parked) takes long slices, because nobody can
+notice.
 """
 
 from __future__ import annotations

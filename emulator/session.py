@@ -1,15 +1,16 @@
 """A process that has run a trace, or runs it, and answers questions about any tick of it.
 
-What it is: the inside of a sandboxed session process. At each checkpoint it forks: the child keeps the
-whole machine as it stood then (rr's way; DESIGN: measured at 4-10 ms and under 1 MB each). A question
-about tick T goes to the last checkpoint before T, which forks again, runs the recorded slices up to
-exactly T, answers on the descriptor that came with the question, and ends. So a question that crashes
-costs that question alone, and many can be answered at once.
+What it is: the inside of a sandboxed session process. At each checkpoint it forks: the child
+keeps the whole machine as it stood then (rr's way; DESIGN: measured at 4-10 ms and under 1 MB
+each). A question about tick T goes to the last checkpoint before T, which forks again, runs the
+recorded slices up to exactly T, answers on the descriptor that came with the question, and ends.
+So a question that crashes costs that question alone, and many can be answered at once.
 
 What it is not: the process's walls (`app/sandbox.py`), its starter (`app/sessions.py`), or a file.
 
-Protocol on the control socket (SOCK_SEQPACKET, JSON): out, records, one a line, several a message; in,
-`{"q": "cancel"}`, or a query with one descriptor (SCM_RIGHTS) that takes one JSON document.
+Protocol on the control socket (SOCK_SEQPACKET, JSON): out, records, one a line, several a
+message; in, `{"q": "cancel"}`, or a query with one descriptor (SCM_RIGHTS) that takes one JSON
+document.
 """
 
 from __future__ import annotations
@@ -249,7 +250,9 @@ class _Session:
         try:
             socket.send_fds(checkpoint.link, [json.dumps(job).encode()], [answer])
         except OSError as error:
-            _answer(answer, _error(SessionError(f"a checkpoint is gone: {error}", hint="Try again.")))
+            _answer(
+                answer, _error(SessionError(f"a checkpoint is gone: {error}", hint="Try again."))
+            )
 
 
 def run_slice(run: Run, cpu: int, until_tick: int) -> None:

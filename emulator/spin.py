@@ -1,9 +1,9 @@
 """When does a CPU only spin? Judged from the instructions of one turn of its loop.
 
-What it is: a pure check of steps that really ran. A CPU spins when it comes back to an instruction with
-every register as it was, and nothing on the way can have changed memory or hangs on the clock. It then
-stays there until one of the bytes it reads, or one of the instructions it runs, is changed by another
-CPU. What it is not: a guess from the look of the code.
+What it is: a pure check of steps that really ran. A CPU spins when it comes back to an
+instruction with every register as it was, and nothing on the way can have changed memory or hangs
+on the clock. It then stays there until one of the bytes it reads, or one of the instructions it
+runs, is changed by another CPU. What it is not: a guess from the look of the code.
 
 Source: Power ISA 3.1 Book I, opcode maps of appendix D.
 """
@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from emulator.machine import Registers, Step
+from emulator.cpu import Registers
+from emulator.machine import Step
 
 PROBE_STEPS: Final = 64
 """Longest loop that is recognised as a spin, in instructions, is half of this."""

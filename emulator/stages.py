@@ -1,13 +1,13 @@
 """Where every CPU is in the hand-off, told from the code ranges that it enters.
 
-What it is: `code_rows` cuts the address space into rows with a stage letter, from the placement and the
-symbols that the images have; `StageTracker` turns the native log into stage events. What it is not: a
-guess from function names alone. Regions (hand-over, purgatory, low memory, kernel) are known by address;
-functions refine them where the image names them (`handoff.STAGES`).
+What it is: `code_rows` cuts the address space into rows with a stage letter, from the placement
+and the symbols that the images have; `StageTracker` turns the native log into stage events. What
+it is not: a guess from function names alone. Regions (hand-over, purgatory, low memory, kernel)
+are known by address; functions refine them where the image names them (`handoff.STAGES`).
 
 Two kinds of row: a *place* (hand-over, hold loop, relocate, copy) lasts while the CPU is in it; a
-*milestone* (digest check, early_setup, start_kernel, a secondary joining) begins where it is entered
-and lasts, whatever it calls, until the next.
+*milestone* (digest check, early_setup, start_kernel, a secondary joining) begins where it is
+entered and lasts, whatever it calls, until the next.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def code_rows(
         rows = _lay(rows, CodeRow(own_start, end, "head", "kernel"), under=True)
     if zero_end > LOW_COPY_BYTES:
         first = min(zero_end, max(LOW_COPY_BYTES, _interrupts_end(kernel)))
-        if LOW_COPY_BYTES < first:
+        if first > LOW_COPY_BYTES:
             rows = _lay(rows, CodeRow(LOW_COPY_BYTES, first, "head", "vectors"), under=True)
         if first < zero_end:
             row = CodeRow(first, zero_end, "head", "kernel-at-0", stop=not moved)
@@ -86,7 +86,7 @@ def _interrupts_end(kernel: KernelImage) -> int:
 
 
 def _purgatory_functions(placement: Placement) -> list[CodeRow]:
-    """The digest check lasts, with all that it calls, until one of purgatory's own functions runs."""
+    """The digest check lasts, with all it calls, until a function of purgatory itself runs."""
     rows = []
     for stage in ("digest", "purgatory"):
         for name in STAGE_BY_ID[stage].symbols:
@@ -128,7 +128,7 @@ def _kernel_functions(
 def _lay(
     rows: list[CodeRow], new: CodeRow, *, under: bool = False, only_in: str | None = None
 ) -> list[CodeRow]:
-    """Lay a row over (or under) the others, cutting what it covers; keep them disjoint and sorted."""
+    """Lay a row over (or under) the others, which keeps them disjoint and sorted."""
     if under:
         pieces = [new]
         for row in rows:

@@ -1,7 +1,7 @@
 """One tiny run of the whole machine, so that nothing is compiled or imported later.
 
-What it is: what a session process does before it gives up opening files. What it is not: a test, though
-a build of Unicorn that does not fit is found here, with a clear error.
+What it is: what a session process does before it gives up opening files. What it is not: a test,
+though a build of Unicorn that does not fit is found here, with a clear error.
 """
 
 from __future__ import annotations
