@@ -227,7 +227,7 @@ def _report(path: Path, outcome: Outcome, *, debug: bool) -> int:
         if debug:
             _print(str(line) for line in trace.placement.get("debug", []))
         if outcome.status == "finished":
-            _print(verdict(trace).lines)
+            _print(part for line in verdict(trace).lines for part in fit(line, indent=10))
             click.echo(f"digest: {outcome.digest}")
             click.echo(f"trace: {path}")
     if outcome.error is None:
@@ -336,7 +336,7 @@ def show_verdict(trace: Path, as_json: bool) -> None:
     if as_json:
         _print_json(document)
     else:
-        _print(part for line in told.lines for part in fit(line))
+        _print(part for line in told.lines for part in fit(line, indent=10))
 
 
 # --- the rest ---------------------------------------------------------------------------------

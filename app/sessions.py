@@ -69,6 +69,34 @@ class _Live:
     cancelled: bool = False
     failure: BootflowError | None = None
     busy: int = 0
+    reached: int | None = None
+    """How far a replay has come; None for a recording, which is asked only for what it has sent."""
+    moved: threading.Condition = field(default_factory=threading.Condition)
+
+    def move(self, record: Json) -> None:
+        """Take note of a replay's progress; its "progress" record is the last."""
+        with self.moved:
+            tick = record.get("tick")
+            if self.reached is not None and type(tick) is int:
+                self.reached = max(self.reached, tick)
+            if record.get("t") == "progress":
+                self.reached = None
+            self.moved.notify_all()
+
+    def wait_for(self, tick: object, timeout_seconds: float) -> None:
+        """Wait until a replay has come to a tick, or to its end, whatever that is."""
+        if type(tick) is int:
+            with self.moved:
+                self.moved.wait_for(
+                    lambda: (
+                        self.reached is None
+                        or self.reached >= tick
+                        or self.failure is not None
+                        or not self.process.alive
+                    ),
+                    timeout_seconds,
+                )
+
     slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
 
 
@@ -268,8 +296,10 @@ class SessionPool:
                     record = live.process.receive(3600.0)
                     if record is not None:
                         _compare(record, recorded)
+                        live.move(record)
             except BootflowError as exc:
                 live.failure = live.failure or exc
+            live.move({})
             self._forget(key, live)
 
         threading.Thread(target=follow, daemon=True, name=f"session {key[:8]}").start()
@@ -307,6 +337,7 @@ class SessionPool:
         if not live.slots.acquire(timeout=self._limits.answer_seconds):
             raise LimitError("too many queries about this run at once", hint="Try again.")
         try:
+            live.wait_for(query.get("tick"), self._limits.answer_seconds)
             answer = live.process.ask(query, self._limits.answer_seconds)
             if live.failure is not None:
                 raise live.failure
@@ -344,7 +375,7 @@ class SessionPool:
                 f"{path}: cut off before its images were stored", hint="Record the run again."
             )
         images = [ImageFile(role, infos[role].name, data[role]) for role in data]
-        live = _Live(self._take_process())
+        live = _Live(self._take_process(), reached=0)
         live.process.start(job, images)
         self._add(key, live)
         self._follow(key, live, dict(checkpoints))

@@ -296,4 +296,7 @@ def _wait_for_end_of_stdin(stop: threading.Event) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="worker: %(message)s")
     logging.getLogger("huey").setLevel(logging.WARNING)
-    run_worker(Path(sys.argv[1]), until_stdin_ends="--with-parent" in sys.argv[2:])
+    # Under its own name: Huey finds a task by the module of its function, and this is __main__.
+    from app import worker
+
+    worker.run_worker(Path(sys.argv[1]), until_stdin_ends="--with-parent" in sys.argv[2:])

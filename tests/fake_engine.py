@@ -33,9 +33,13 @@ def serve(job: dict[str, Any], images: dict[str, bytes], control: socket.socket)
         if spec.get("slow") and _cancelled(control, spec["slow"]):
             break
     _events(control)
+    if job["op"] == "replay":
+        time.sleep(0.2)
     digest = spec.get("digest_of_replay") if job["op"] == "replay" else None
     _send(control, {"t": "checkpoint", "tick": ticks, "digest": digest or "00" * 32})
     _send(control, {"t": "end", "reason": "complete", "tick": ticks, "ok": spec.get("ok", True)})
+    if job["op"] == "replay":
+        _send(control, {"t": "progress", "tick": ticks})
     _answer(control, ticks, job["op"])
 
 

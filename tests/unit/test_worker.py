@@ -210,13 +210,16 @@ def test_cancel_without_a_worker(tmp_path: Path, index: Index) -> None:
     assert index.get(run_id).status == "killed"
 
 
-def test_worker_process_ends_with_its_parent(tmp_path: Path) -> None:
+def test_worker_process_takes_runs_and_ends_with_its_parent(tmp_path: Path, index: Index) -> None:
     command = [sys.executable, "-m", "app.worker", str(tmp_path), "--with-parent"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         deadline = time.monotonic() + 20
         while not (tmp_path / "sessions.sock").exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
+        run_id = add(index)
+        worker.enqueue_record(tmp_path, run_id)  # its kernel is none: the real engine says so
+        wait_for(index, run_id, "failed", seconds=20)
         assert process.stdin is not None
         process.stdin.close()
         assert process.wait(15) == 0
