@@ -53,7 +53,7 @@ def test_one_importer_of_each_engine(engine: str) -> None:
         for path in modules(package)
         if engine in imported(path)
     }
-    expected = {"unicorn": "emulator/machine.py", "capstone": "emulator/disassembly.py"}[engine]
+    expected = {"unicorn": "emulator/cpu.py", "capstone": "emulator/disassembly.py"}[engine]
     assert importers <= {expected}
     assert importers or not (ROOT / expected).exists()
 
