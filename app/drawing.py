@@ -164,6 +164,39 @@ def axis(
     return Axis(tuple(segments), tuple(edges))
 
 
+def cut(spans: Sequence[Span], ticks: Sequence[int]) -> list[Span]:
+    """Cut the boot CPU's spans at ticks where something happens elsewhere, so that it gets room."""
+    out = list(spans)
+    for tick in ticks:
+        for at, span in enumerate(out):
+            if span.lo < tick < span.hi:
+                out[at : at + 1] = [replace(span, hi=tick), replace(span, lo=tick)]
+                break
+    return out
+
+
+def turns(scene: Scene) -> list[int]:
+    """Return the ticks at which the first of the other CPUs comes into each of its stages."""
+    first: dict[str, int] = {}
+    for cpu, spans in scene.lanes:
+        for span in spans[:100] if cpu != scene.boot_cpu else ():
+            first[span.letter] = min(first.get(span.letter, span.lo), span.lo)
+    return sorted(first.values())
+
+
+def blocks(ax: Axis) -> list[tuple[Span, float, float]]:
+    """Return (span, left, right) of an axis; segments that were only cut are one block again."""
+    out: list[tuple[Span, float, float]] = []
+    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+        before = out[-1][0] if out else span
+        same = (before.letter, before.name) == (span.letter, span.name)
+        if out and same and not (before.merged or span.merged):
+            out[-1] = (replace(before, hi=span.hi), out[-1][1], right)
+        else:
+            out.append((span, left, right))
+    return out
+
+
 def coarse(spans: list[Span], limit: int = 400) -> list[Span]:
     """Merge the shortest neighbours until at most limit spans remain, in a few passes."""
     ticks = 1
@@ -281,7 +314,8 @@ def timeline(
     canvas = _Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
     lo, hi = window or (0, max(scene.last_tick, 1))
     boot = dict(scene.lanes).get(scene.boot_cpu, ())
-    ax = axis(boot, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
+    parts = cut(boot, turns(scene)) if len(boot) < 1000 else boot
+    ax = axis(parts, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
     y = _scale_bar(canvas, boot, scene, lo, hi)
     y = _ruler(canvas, ax, y)
     top = y
@@ -381,7 +415,7 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
         return y + 13
     canvas.name(y + 12, "stage")
     canvas.name(y + 24, "ticks in it", "e m")
-    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+    for span, left, right in blocks(ax):
         room, middle = right - left, (left + right) / 2
         for name in (span.name, span.label):
             name += " +" if span.merged else ""
@@ -406,7 +440,7 @@ def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) 
             y + tall / 2 + 4, f"{cpu}" if canvas.narrow else f"cpu {cpu}", f"e{' b' * boot}"
         )
         if boot:
-            placed = list(zip(ax.segments, ax.edges, ax.edges[1:], strict=False))
+            placed = blocks(ax)
         else:
             canvas.line(canvas.x0, y + tall / 2, canvas.x1, y + tall / 2, "hl")
             placed = lane_spans(spans, ax, lo, hi, limit)
@@ -452,7 +486,8 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
             d = f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}h4L{xa + 4:.1f} {ya:.1f}Z"
             canvas.path(d, f"s{mark.letter} edge", words)
         else:
-            canvas.rect(xa, min(ya, y + tall - 5), max(4.0, xb - xa), 5, "ink", words)
+            left = min(xa, canvas.x1 - 4)
+            canvas.rect(left, min(ya, y + tall - 5), max(4.0, xb - left), 5, "ink", words)
         label = f"{mark.letter} {mark.text}"
         end = xb + 8 + len(label) * 6.1
         if not canvas.narrow and xb + 8 > label_end and end < canvas.x1:
@@ -524,7 +559,7 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
 
 def _tears(canvas: _Canvas, ax: Axis, top: float, bottom: float) -> None:
     """Draw a zigzag over all lanes at both edges of every fold."""
-    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+    for span, left, right in blocks(ax):
         if not span.fold:
             continue
         for x in (left, right):
