@@ -373,6 +373,7 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
 
     from app import create_app
 
+    os.umask(0o077)  # what users upload is nobody else's on this machine
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
     application = create_app({"DATA_DIR": data})

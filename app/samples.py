@@ -13,8 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.exc import IntegrityError
+
 from app.index import Index, NoSuchRun, upload_path
 from emulator.samples import SAMPLES, Sample
+
+BROKEN_OFF = ("killed", "failed")
 
 
 def sample_run_id(sample: Sample) -> str:
@@ -44,7 +48,7 @@ def sample_spec(sample: Sample) -> dict[str, Any]:
 def add_sample_runs(
     data_dir: Path, index: Index, enqueue: Callable[[str], None]
 ) -> list[tuple[Sample, str]]:
-    """Queue the samples that the index does not know yet; return those with their run ids.
+    """Queue the samples that have no recording yet; return those with their run ids.
 
     Args:
         data_dir: where the uploads lie.
@@ -54,25 +58,30 @@ def add_sample_runs(
     added = []
     for sample in SAMPLES:
         run_id = sample_run_id(sample)
+        if not _is_missing(index, run_id):
+            continue
+        files = {
+            "kernel": _store(data_dir, run_id, "kernel", sample.kernel, sample.kernel_bytes()),
+            "purgatory": _store(
+                data_dir, run_id, "purgatory", sample.purgatory, sample.purgatory_bytes()
+            ),
+        }
+        spec = sample_spec(sample)
         try:
-            index.get(run_id)
-        except NoSuchRun:
-            files = {
-                "kernel": _store(data_dir, run_id, "kernel", sample.kernel, sample.kernel_bytes()),
-                "purgatory": _store(
-                    data_dir, run_id, "purgatory", sample.purgatory, sample.purgatory_bytes()
-                ),
-            }
-            index.add(
-                spec=sample_spec(sample),
-                files=files,
-                title=sample.title,
-                listed=True,
-                run_id=run_id,
-            )
-            enqueue(run_id)
-            added.append((sample, run_id))
+            index.add(spec=spec, files=files, title=sample.title, listed=True, run_id=run_id)
+        except IntegrityError:  # it is there, but its recording broke off: once more
+            index.set_status(run_id, "queued", word="", verdict="", ticks=0)
+        enqueue(run_id)
+        added.append((sample, run_id))
     return added
+
+
+def _is_missing(index: Index, run_id: str) -> bool:
+    """Say whether a sample was never recorded, or its recording broke off."""
+    try:
+        return index.get(run_id).status in BROKEN_OFF
+    except NoSuchRun:
+        return True
 
 
 def _store(data_dir: Path, run_id: str, role: str, name: str, data: bytes) -> dict[str, Any]:

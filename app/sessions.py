@@ -334,6 +334,7 @@ class SessionPool:
                 "op": "replay",
                 "spec": spec,
                 "names": {role: info.name for role, info in infos.items()},
+                "slices": [(row.cpu, row.ticks) for row in trace.slices()],
                 "checkpoints": checkpoints,
                 "last_tick": trace.last_tick,
                 "status": trace.status,

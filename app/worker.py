@@ -275,6 +275,7 @@ class Worker:
 
 def run_worker(data_dir: Path, *, until_stdin_ends: bool = False) -> None:
     """Serve `data_dir` until SIGTERM or SIGINT, or until stdin ends (the parent has gone)."""
+    os.umask(0o077)  # what users upload is nobody else's on this machine
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -341,7 +341,8 @@ class Machine:
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
         self._last: Cpu | None = None
-        self._stuck = (-1, 0)
+        self._delivered_at = -1
+        self._delivered_here = 0
         self.cpus: list[Cpu] = []
         self.state = np.zeros(native.STATE_SLOTS, np.int64)
         self.watch_pages: list[int] = []
@@ -499,8 +500,12 @@ class Machine:
             if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
-                if written & (native.WATCH_MATCHED | native.STOPPED_AT_RANGE) and not exact:
+                wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
+                if written & wanted and not exact and self._delivered_at != self.tick:
                     stop = Stop("written")
+            elif not exact and self._delivered_at == self.tick:
+                # an interrupt retires nothing: let its handler begin, so that this tick has one state
+                stop = self._finish_block(cpu, self.tick + 1)
             elif exact or self.tick == begin:
                 stop = self._finish_block(cpu, until_tick)
             else:
@@ -661,9 +666,10 @@ class Machine:
         msr = cpu.uc.reg_read(77) & U64
         if self._on_exception:
             self._on_exception(cpu.number, name, vector, srr0)
-        again = self._stuck[0] == self.tick
-        self._stuck = (self.tick, self._stuck[1] + 1 if again else 0)
-        if self._stuck[1] > 2 or self.read(vector, 4) == bytes(4):
+        again = self._delivered_at == self.tick
+        self._delivered_at = self.tick
+        self._delivered_here = self._delivered_here + 1 if again else 0
+        if self._delivered_here > 2 or self.read(vector, 4) == bytes(4):
             cpu.set_registers({"nip": srr0})
             return Stop("fault", f"{name} (0x{vector:x}) with no handler at its vector")
         new = MSR_SF | (msr & MSR_ME)

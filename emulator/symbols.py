@@ -31,6 +31,7 @@ from emulator.handoff import LINEAR_BASE
 MAX_SYMBOLS: Final = 2_000_000
 _STT_NOTYPE, _STT_OBJECT, _STT_FUNC = 0, 1, 2
 _R_PPC64_RELATIVE: Final = 22
+_DESCRIPTOR_BYTES: Final = 24
 _REAL_MASK: Final = 0x0FFFFFFFFFFFFFFF
 """Real mode ignores the top four bits of an effective address."""
 
@@ -113,6 +114,32 @@ class SymbolTable:
         return values
 
     @cached_property
+    def _sizes(self) -> _U64:
+        """Sizes of all symbols; that of a descriptor is its code's where a dot symbol tells it.
+
+        Compilers with dot symbols give `name` the 24 bytes of its descriptor and `.name` the
+        code's size; those without give `name` the code's size.
+        """
+        sizes = self._raw["size"].astype(np.uint64)
+        if len(self._opd[1]):
+            values = self._values
+            descriptor = np.flatnonzero(self._defined & (sizes == _DESCRIPTOR_BYTES))
+            dotted = self._defined & (self._first_letters == ord(".")) & (sizes != 0)
+            code = np.flatnonzero(dotted)
+            code = code[np.argsort(values[code], kind="stable")]
+            if len(code):
+                at = np.searchsorted(values[code], values[descriptor])
+                at = np.minimum(at, len(code) - 1)
+                same = values[code[at]] == values[descriptor]
+                sizes[descriptor[same]] = sizes[code[at[same]]]
+        return sizes
+
+    @cached_property
+    def _first_letters(self) -> npt.NDArray[np.uint8]:
+        first = np.minimum(self._raw["name"].astype(np.int64), len(self._strings) - 1)
+        return np.asarray(self._strings[first])
+
+    @cached_property
     def _opd(self) -> tuple[int, _U64]:
         section = self._elf.find_section(".opd")
         if section is None or self._elf.abi != 1 or section.type == SHT_NOBITS:
@@ -170,7 +197,7 @@ class SymbolTable:
     def find_size(self, name: str) -> int:
         """The size that the symbol table gives, 0 if unknown."""
         index = self._find_index(name)
-        return 0 if index is None else int(self._raw["size"][index])
+        return 0 if index is None else int(self._sizes[index])
 
     def local_entry_offset(self, name: str) -> int:
         """ELFv2: bytes from a function's global entry (its symbol) to its local one, else 0.
@@ -222,7 +249,7 @@ class SymbolTable:
         if position < 0:
             return None
         start = int(addrs[position])
-        size = int(self._raw["size"][indexes[position]])
+        size = int(self._sizes[indexes[position]])
         last = position + 1 >= len(addrs)
         if addr - start >= size:
             size = max(size, 4) if last else int(addrs[position + 1]) - start
@@ -241,9 +268,7 @@ class SymbolTable:
         """Every defined, named symbol: name -> (address, size). For small tables."""
         values = self._values
         named = [i for i in np.flatnonzero(self._defined).tolist() if int(self._raw["name"][i])]
-        return {
-            self.name_of(i): (int(values[i]), int(self._raw["size"][i])) for i in reversed(named)
-        }
+        return {self.name_of(i): (int(values[i]), int(self._sizes[i])) for i in reversed(named)}
 
 
 class NamedPlaces:

@@ -286,11 +286,26 @@ class TraceWriter:
         self.flush()
 
     def _close(self) -> None:
+        """Fold the log into the file, so that the one file is the whole trace."""
         self.flush()
-        for _ in range(20):  # a reader of the live page may hold the file for a moment
+        for _ in range(5):
             try:
                 self._db.execute("PRAGMA journal_mode=DELETE")
-                break
-            except sqlite3.OperationalError:
-                time.sleep(0.05)
+                self._db.close()
+                return
+            except sqlite3.OperationalError:  # someone reads
+                time.sleep(0.02)
+        self._close_beside_readers()
+
+    def _close_beside_readers(self) -> None:
+        """Put a whole copy into the file's place; readers of the old one are not disturbed."""
+        copy = self.path.with_name(f"{self.path.name}-copy")
+        copy.unlink(missing_ok=True)
+        target = sqlite3.connect(copy)
+        self._db.backup(target)
+        target.execute("PRAGMA journal_mode=DELETE")
+        target.close()
         self._db.close()
+        copy.replace(self.path)
+        for ending in ("-wal", "-shm"):
+            self.path.with_name(self.path.name + ending).unlink(missing_ok=True)

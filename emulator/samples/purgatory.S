@@ -54,8 +54,7 @@ master:                         # local, so that the branch above needs no reloc
 
     lis 6, 1                    # 65,536 passes: time for the secondaries to reach their loop
     mtctr 6
-delay:
-    bdnz delay
+1:  bdnz 1b
 
     address_of 6, dt_offset
     ld 16, 0(6)
@@ -106,12 +105,7 @@ func purgatory
     bne 1f
     call verify_sha256_digest
     cmpwi 3, 0
-    beq 1f
-    toc_address_of 30, mismatch
-    li 29, mismatch_end - mismatch
-    call debug_text
-digest_mismatch:
-    b .                         # never start a kernel that was overwritten in memory
+    bne 3f
 1:  toc_address_of 4, panic_kernel
     lwz 4, 0(4)
     cmpwi 4, 0
@@ -119,6 +113,11 @@ digest_mismatch:
     call crashdump_backup_memory
 2:  mtlr 28
     blr
+3:  toc_address_of 30, mismatch
+    li 29, mismatch_end - mismatch
+    call debug_text
+digest_mismatch:
+    b .                         # never start a kernel that was overwritten in memory
 endfunc purgatory
 
 # debug_text: r29 bytes at r30 to the console, if the loader has set `debug`.

@@ -21,6 +21,9 @@ from emulator.trace import ImageFile, TraceReader
 
 Invoke = Callable[..., Result]
 
+ROOT = str(Path(cli.__file__).parent.parent)
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join([ROOT, *filter(None, sys.path)])}
+
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
@@ -180,10 +183,9 @@ def test_interrupted_recording_is_a_trace_that_says_so(
 ) -> None:
     fake = json.dumps({"ticks": 10**6, "slow": 0.02})
     words = ["record", "-l", "vmlinux", "--purgatory", "kexec", "-o", "t", "--append", fake]
-    root = str(Path(cli.__file__).parent.parent)
     with subprocess.Popen(
         [sys.executable, "-c", _RECORD, *words],
-        env=os.environ | {"PYTHONPATH": root},
+        env=ENVIRONMENT,
         stderr=subprocess.PIPE,
     ) as process:
         deadline = time.monotonic() + 20
@@ -207,11 +209,8 @@ def _growing(path: Path) -> bool:
 
 
 def test_serve_answers_and_ends_cleanly(tmp_path: Path) -> None:
-    root = str(Path(cli.__file__).parent.parent)
     command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(tmp_path)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": root}, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT, text=True) as process:
         assert process.stdout is not None
         url = process.stdout.readline().strip()
         with urllib.request.urlopen(url, timeout=10) as page:

@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+import pytest
+
 from app.index import RUN_ID, Index, upload_path
 from app.samples import add_sample_runs, sample_run_id
 from emulator.samples import SAMPLES
@@ -17,6 +19,23 @@ def test_every_sample_is_queued_once(tmp_path: Path) -> None:
     assert len(set(queued)) == len(SAMPLES)
     assert add_sample_runs(tmp_path, index, queued.append) == []
     assert len(queued) == len(SAMPLES)
+    index.close()
+
+
+@pytest.mark.parametrize("status", ["killed", "failed"])
+def test_broken_off_recording_is_queued_again(tmp_path: Path, status: str) -> None:
+    index = Index(tmp_path)
+    (_, first), *_ = add_sample_runs(tmp_path, index, lambda run_id: None)
+    upload_path(tmp_path, first, "kernel").unlink()
+    index.set_status(first, status, word="STOPS", verdict="the session died")
+    assert [run_id for _, run_id in add_sample_runs(tmp_path, index, lambda run_id: None)] == [
+        first
+    ]
+    run = index.get(first)
+    assert (run.status, run.word, run.verdict) == ("queued", "", "")
+    assert upload_path(tmp_path, first, "kernel").read_bytes()[:4] == b"\x7fELF"
+    index.set_status(first, "finished", word="STAYS")
+    assert add_sample_runs(tmp_path, index, lambda run_id: None) == []
     index.close()
 
 

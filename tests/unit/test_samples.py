@@ -11,6 +11,8 @@ import pytest
 from elftools.elf.elffile import ELFFile
 
 from emulator import samples
+from emulator.images import read_kernel, read_purgatory
+from emulator.placement import LoadOptions, place
 from emulator.samples import SAMPLES, get_sample
 
 FOLDER = Path(samples.__file__).parent
@@ -142,3 +144,17 @@ def test_sha256_constants_are_those_of_the_standard(order: str) -> None:
     constants = [root(p << 96, 3) for p in primes[:64]]
     rodata = read(f"purgatory-{order}.ro").get_section_by_name(".rodata").data()
     assert struct.pack(endian + "72I", *initial, *constants) in rodata
+
+
+@ORDERS
+def test_functions_have_the_size_of_their_code(order: str) -> None:
+    """ELFv1: the table gives `name` 24 bytes, those of its descriptor, and `.name` the code's."""
+    purgatory = read_purgatory((FOLDER / f"purgatory-{order}.ro").read_bytes(), "purgatory.ro")
+    kernel = read_kernel((FOLDER / f"kernel-{order}.elf").read_bytes(), "vmlinux")
+    placement = place(kernel, purgatory, LoadOptions(mem_bytes=256 << 20))
+    at, size = placement.purgatory_symbols["sha256_process"]
+    assert size == 0x1F0
+    assert placement.address_map.name_at(at + size - 4) == "sha256_process+0x1ec/0x1f0"
+    assert placement.purgatory_symbols["kernel"][1] == 8
+    assert kernel.symbols.find_size("early_setup") == 0xDC
+    assert kernel.symbols.lookup(kernel.symbols.get("early_setup") + 8) == ("early_setup", 8, 0xDC)

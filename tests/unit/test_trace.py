@@ -294,6 +294,26 @@ def test_a_trace_is_not_overwritten(tmp_path: Path) -> None:
         TraceWriter(tmp_path / "t")
 
 
+def test_finished_file_stands_alone_though_someone_reads(tmp_path: Path) -> None:
+    writer = TraceWriter(tmp_path / "t")
+    writer.start(SPEC, IMAGES)
+    for record in RECORDS[:3]:
+        writer.apply(record)
+    writer.flush()
+    with TraceReader(tmp_path / "t") as early:
+        reading = early.slices()
+        next(reading)  # holds a snapshot
+        for record in RECORDS[3:]:
+            writer.apply(record)
+        digest = writer.finish()
+        assert list(tmp_path.iterdir()) == [tmp_path / "t"]
+        assert [s.tick for s in reading] == []
+    moved = (tmp_path / "t").rename(tmp_path / "moved")
+    with TraceReader(moved) as trace:
+        assert trace.status == "finished"
+        assert trace.check() == digest
+
+
 def test_finished_file_stands_alone(tmp_path: Path) -> None:
     write(tmp_path / "t")
     assert list(tmp_path.iterdir()) == [tmp_path / "t"]
