@@ -294,6 +294,9 @@ def _wait_for_end_of_stdin(stop: threading.Event) -> None:
 
 
 if __name__ == "__main__":
+    # Huey names a task by its module: it must be the one under which the web processes enqueue.
+    from app.worker import run_worker as run_imported
+
     logging.basicConfig(level=logging.INFO, format="worker: %(message)s")
     logging.getLogger("huey").setLevel(logging.WARNING)
-    run_worker(Path(sys.argv[1]), until_stdin_ends="--with-parent" in sys.argv[2:])
+    run_imported(Path(sys.argv[1]), until_stdin_ends="--with-parent" in sys.argv[2:])
