@@ -273,7 +273,7 @@ class Run:
             "stage_letter": STAGE_BY_ID[stage].letter,
             "stage_since": self.tracker.cpus[cpu.number].since,
             "symbol": symbol,
-            "lr_symbol": self.names.name_at(registers.lr),
+            "lr_symbol": self.names.name_at(registers.lr) if registers.lr else "",
             "registers": {name: hex64(value) for name, value in registers.named().items()},
         }
 

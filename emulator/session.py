@@ -90,6 +90,9 @@ class _Session:
         self._flushed_at = time.monotonic()
         self._cancel = ""
         self._closed = False
+        self._goal = 0
+        """Where a replay will come to: queries up to there wait for it."""
+        self._waiting: list[tuple[Record, int]] = []
 
     # --- records out ----------------------------------------------------------------------------
 
@@ -137,13 +140,16 @@ class _Session:
     def replay(self, prepared: Prepared, job: Mapping[str, Any]) -> None:
         """Run recorded slices again; every checkpoint is compared with the record."""
         recorded = {int(tick): str(digest) for tick, digest in job.get("checkpoints", [])}
+        slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
+        self._goal = sum(ticks for _, ticks in slices)
         run = prepared.start(lambda record: None)
         self._replayed(run, recorded)
-        for cpu, ticks in job["slices"]:
-            run_slice(run, int(cpu), run.machine.tick + int(ticks))
-            self.add_slice(int(cpu), int(ticks))
+        for cpu, ticks in slices:
+            run_slice(run, cpu, run.machine.tick + ticks)
+            self.add_slice(cpu, ticks)
             if run.machine.tick in recorded:
                 self._replayed(run, recorded)
+            self._answer_waiting()
             self._poll()
             if self._closed:
                 return
@@ -176,6 +182,8 @@ class _Session:
             self.control.close()
             for other in self._checkpoints:
                 other.link.close()
+            for _, answer in self._waiting:  # else whoever asked would never see its end
+                os.close(answer)
             _stand(run, theirs)
         theirs.close()
         self._checkpoints.append(_Checkpoint(run.machine.tick, len(self.slices), ours))
@@ -204,19 +212,31 @@ class _Session:
             self._closed = True
             return
         query = json.loads(message)
-        try:
-            if query.get("q") == "cancel":
-                self._cancel = "cancelled on request"
-            elif fds:
-                self._hand_on(query, fds[0])
-        finally:
-            for fd in fds:
-                os.close(fd)
+        if query.get("q") == "cancel":
+            self._cancel = "cancelled on request"
+        elif fds:
+            self._waiting.append((query, fds.pop(0)))
+            self._answer_waiting()
+        for fd in fds:
+            os.close(fd)
+
+    def _answer_waiting(self) -> None:
+        """Hand on every query whose tick has been reached, or never will be."""
+        waiting, self._waiting = self._waiting, []
+        for query, answer in waiting:
+            tick = query.get("tick", self.reached)
+            if type(tick) is int and self.reached < tick <= self._goal:
+                self._waiting.append((query, answer))
+                continue
+            try:
+                self._hand_on(query, answer)
+            finally:
+                os.close(answer)
 
     def _hand_on(self, query: Record, answer: int) -> None:
         tick = query.get("tick", self.reached)
         if type(tick) is not int or not 0 <= tick <= self.reached:
-            message = f"tick {tick} is not in this run, which has ticks 0 to {self.reached}"
+            message = f"tick {tick} is not in this run, which has come to tick {self.reached}"
             _answer(answer, _error(SessionError(message, hint="Ask for a tick in that range.")))
             return
         ticks = [checkpoint.tick for checkpoint in self._checkpoints]
