@@ -3,17 +3,8 @@ import time
 
 import pytest
 
-from app.drawing import (
-    MAX_SHAPES,
-    MIN_SEGMENT_PX,
-    Mark,
-    Scene,
-    Span,
-    axis,
-    lane_spans,
-    mini,
-    timeline,
-)
+from app.axis import MIN_SEGMENT_PX, Span, axis, lane_spans
+from app.drawing import MAX_SHAPES, Mark, Scene, mini, timeline
 
 SPANS = [
     Span(0, 236, "O", "hand-over"),
