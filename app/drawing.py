@@ -1,42 +1,20 @@
-"""Timeline geometry: ticks to x, CPUs to lanes, labels that do not collide; shapes, no markup.
+"""Timeline geometry: CPUs to lanes, marks, labels that do not collide; shapes, no markup.
 
-A hand-off has stages of 20 instructions and of 1.5 thousand million, so the axis is not linear:
-each segment (the boot CPU in one stage) gets a width that grows with the logarithm of its ticks,
-and is linear inside. x(tick) is monotone and continuous, tick(x) is its inverse. At most
-(x1 - x0) / 11 segments are drawn, whatever the window: the number of shapes is bounded.
+Where a tick lies is `axis.py`'s. The number of shapes is bounded, whatever the run and the window.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, cut, lane_spans, merge
 
 MAX_SHAPES = 2000
-MIN_SEGMENT_PX = 11.0
-FOLD_WEIGHT = 16.0
 MINI_WEIGHT = 7.0
 CHAR_PX = 6.7
 MARK_PX = 4.0
-
-
-@dataclass(frozen=True)
-class Span:
-    """One CPU in one stage, for the ticks lo <= t < hi."""
-
-    lo: int
-    hi: int
-    letter: str
-    name: str
-    label: str = ""
-    fold: bool = False
-    merged: bool = False
-
-    @property
-    def ticks(self) -> int:
-        """How many ticks it lasts, over all CPUs."""
-        return self.hi - self.lo
 
 
 @dataclass(frozen=True)
@@ -103,102 +81,13 @@ class Drawing:
     """(x, tick) of the corners of the axis, so that a click anywhere finds its tick."""
 
 
-@dataclass(frozen=True)
-class Axis:
-    """The monotone map between ticks and x; edges has one x more than there are segments."""
-
-    segments: tuple[Span, ...]
-    edges: tuple[float, ...]
-
-    def x(self, tick: float) -> float:
-        """Return the x of a tick; outside of the window, its nearest end."""
-        at = bisect_right([s.lo for s in self.segments], tick) - 1
-        at = min(max(at, 0), len(self.segments) - 1)
-        span, left, right = self.segments[at], self.edges[at], self.edges[at + 1]
-        share = (tick - span.lo) / max(span.ticks, 1)
-        return left + (right - left) * min(max(share, 0.0), 1.0)
-
-    def tick(self, x: float) -> int:
-        """Return the tick at x, the inverse of x()."""
-        at = min(max(bisect_right(self.edges, x) - 1, 0), len(self.segments) - 1)
-        span, left, right = self.segments[at], self.edges[at], self.edges[at + 1]
-        share = (x - left) / (right - left) if right > left else 0.0
-        return span.lo + round(span.ticks * min(max(share, 0.0), 1.0))
-
-
-def clip(spans: Sequence[Span], lo: int, hi: int) -> list[Span]:
-    """Cut the spans to the window; those without a tick in it are dropped."""
-    cut = (replace(s, lo=max(s.lo, lo), hi=min(s.hi, hi)) for s in spans)
-    return [s for s in cut if s.ticks > 0]
-
-
-def weight(span: Span, cap: float) -> float:
-    """Return how wide a segment wants to be, in no unit."""
-    value = 4 + math.log2(1 + span.ticks)
-    return min(value, cap) if span.fold or cap < FOLD_WEIGHT else value
-
-
-def axis(
-    spans: Sequence[Span], lo: int, hi: int, x0: float, x1: float, *, cap: float = FOLD_WEIGHT
-) -> Axis:
-    """Lay the segments of the window [lo, hi) out between x0 and x1.
-
-    Args:
-        spans: the boot CPU's, in order, without gaps.
-        lo: first tick of the window.
-        hi: first tick behind it.
-        x0: left edge of the plot.
-        x1: right edge of the plot.
-        cap: largest weight of a fold; below 16 it caps every segment (small pictures).
-    """
-    segments = coarse(clip(spans, lo, hi)) or [Span(lo, max(hi, lo + 1), "", "")]
-    weights = [weight(s, cap) for s in segments]
-    while len(segments) > 1 and (x1 - x0) * min(weights) / sum(weights) < MIN_SEGMENT_PX:
-        at = min(range(len(segments) - 1), key=lambda i: segments[i].ticks + segments[i + 1].ticks)
-        segments[at : at + 2] = [_merge(segments[at], segments[at + 1])]
-        weights[at : at + 2] = [weight(segments[at], cap)]
-    edges, total = [x0], sum(weights)
-    for value in weights:
-        edges.append(edges[-1] + (x1 - x0) * value / total)
-    edges[-1] = x1
-    return Axis(tuple(segments), tuple(edges))
-
-
-def coarse(spans: list[Span], limit: int = 400) -> list[Span]:
-    """Merge the shortest neighbours until at most limit spans remain, in a few passes."""
-    ticks = 1
-    while len(spans) > limit:
-        kept: list[Span] = []
-        for span in spans:
-            if kept and kept[-1].ticks + span.ticks <= ticks:
-                kept[-1] = _merge(kept[-1], span)
-            else:
-                kept.append(span)
-        spans, ticks = kept, ticks * 2
-    return spans
-
-
-def _merge(left: Span, right: Span) -> Span:
-    longer = left if left.ticks >= right.ticks else right
-    return replace(longer, lo=left.lo, hi=right.hi, merged=True)
-
-
-def lane_spans(
-    spans: Sequence[Span], ax: Axis, lo: int, hi: int, limit: int
-) -> list[tuple[Span, float, float]]:
-    """Return (span, left, right) of one lane, the narrow ones merged until at most limit remain."""
-    placed = [(s, ax.x(s.lo), ax.x(s.hi)) for s in clip(spans, lo, hi)]
-    minimum = 1.0
-    while len(placed) > limit or (minimum == 1.0 and placed):
-        kept: list[tuple[Span, float, float]] = []
-        for span, left, right in placed:
-            if kept and right - left < minimum:
-                before, before_left, _ = kept.pop()
-                kept.append((_merge(before, span), before_left, right))
-            else:
-                kept.append((span, left, right))
-        placed, minimum = kept, minimum * 2
-    return placed
+def turns(scene: Scene) -> list[int]:
+    """Return the ticks at which the first of the other CPUs comes into each of its stages."""
+    first: dict[str, int] = {}
+    for cpu, spans in scene.lanes:
+        for span in spans[:100] if cpu != scene.boot_cpu else ():
+            first[span.letter] = min(first.get(span.letter, span.lo), span.lo)
+    return sorted(first.values())
 
 
 def thin(marks: Sequence[Mark], ax: Axis, lo: int, hi: int) -> list[tuple[Mark, float, int]]:
@@ -281,7 +170,8 @@ def timeline(
     canvas = _Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
     lo, hi = window or (0, max(scene.last_tick, 1))
     boot = dict(scene.lanes).get(scene.boot_cpu, ())
-    ax = axis(boot, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
+    parts = cut(boot, turns(scene)) if len(boot) < 1000 else boot
+    ax = axis(parts, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
     y = _scale_bar(canvas, boot, scene, lo, hi)
     y = _ruler(canvas, ax, y)
     top = y
@@ -304,7 +194,7 @@ def timeline(
         math.ceil(y + 4),
         "tl narrow" if narrow else "tl wide",
         title,
-        describe(scene),
+        f"{describe(scene)}. The same as a table: events below, or .txt",
         tuple(canvas.shapes[:MAX_SHAPES]),
         (*((x, s.lo) for x, s in zip(ax.edges, ax.segments, strict=False)), (ax.edges[-1], hi)),
     )
@@ -319,7 +209,7 @@ def describe(scene: Scene) -> str:
         if len(names) > 14:
             names = [*names[:13], "and more"]
         parts.append(f"cpu {cpu}: {', '.join(names) or 'not started'}")
-    return "; ".join(parts) + ". The same as a table: events below, or .txt"
+    return "; ".join(parts)
 
 
 def mini(scene: Scene, width: int = 330) -> Drawing:
@@ -355,7 +245,7 @@ def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi:
     bars: list[Span] = []
     for span in boot:
         if bars and bars[-1].letter == span.letter:
-            bars[-1] = _merge(bars[-1], span)
+            bars[-1] = merge(bars[-1], span)
         else:
             bars.append(span)
     linear = Axis((Span(0, total, "", ""),), (canvas.x0, canvas.x1))
@@ -381,7 +271,7 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
         return y + 13
     canvas.name(y + 12, "stage")
     canvas.name(y + 24, "ticks in it", "e m")
-    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+    for span, left, right in blocks(ax):
         room, middle = right - left, (left + right) / 2
         for name in (span.name, span.label):
             name += " +" if span.merged else ""
@@ -406,7 +296,7 @@ def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) 
             y + tall / 2 + 4, f"{cpu}" if canvas.narrow else f"cpu {cpu}", f"e{' b' * boot}"
         )
         if boot:
-            placed = list(zip(ax.segments, ax.edges, ax.edges[1:], strict=False))
+            placed = blocks(ax)
         else:
             canvas.line(canvas.x0, y + tall / 2, canvas.x1, y + tall / 2, "hl")
             placed = lane_spans(spans, ax, lo, hi, limit)
@@ -452,7 +342,8 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
             d = f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}h4L{xa + 4:.1f} {ya:.1f}Z"
             canvas.path(d, f"s{mark.letter} edge", words)
         else:
-            canvas.rect(xa, min(ya, y + tall - 5), max(4.0, xb - xa), 5, "ink", words)
+            left = min(xa, canvas.x1 - 4)
+            canvas.rect(left, min(ya, y + tall - 5), max(4.0, xb - left), 5, "ink", words)
         label = f"{mark.letter} {mark.text}"
         end = xb + 8 + len(label) * 6.1
         if not canvas.narrow and xb + 8 > label_end and end < canvas.x1:
@@ -524,7 +415,7 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
 
 def _tears(canvas: _Canvas, ax: Axis, top: float, bottom: float) -> None:
     """Draw a zigzag over all lanes at both edges of every fold."""
-    for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
+    for span, left, right in blocks(ax):
         if not span.fold:
             continue
         for x in (left, right):

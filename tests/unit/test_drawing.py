@@ -3,17 +3,8 @@ import time
 
 import pytest
 
-from app.drawing import (
-    MAX_SHAPES,
-    MIN_SEGMENT_PX,
-    Mark,
-    Scene,
-    Span,
-    axis,
-    lane_spans,
-    mini,
-    timeline,
-)
+from app.axis import MIN_SEGMENT_PX, Span, axis, lane_spans
+from app.drawing import MAX_SHAPES, Mark, Scene, mini, timeline
 
 SPANS = [
     Span(0, 236, "O", "hand-over"),
@@ -116,3 +107,16 @@ def test_a_flood_of_stage_changes_is_drawn_in_time() -> None:
     began = time.monotonic()
     assert len(timeline(scene, width=1400).shapes) < MAX_SHAPES
     assert time.monotonic() - began < 10  # quadratic, it took minutes
+
+
+def test_a_secondary_that_joins_at_the_very_end_is_seen() -> None:
+    last = 1_593_549_301
+    boot = (Span(0, 1_592_404_889, "D", "digest", fold=True), Span(1_592_404_889, last, "S", "s"))
+    other = (Span(0, last - 2800, "H", "hold"), Span(last - 2800, last, "J", "joins"))
+    scene = Scene(((0, boot), (1, other)), 0, (), (), "", (), last)
+    for width in (1400, 362):
+        shapes = timeline(scene, width=width).shapes
+        joins = [s for s in shapes if s.css == "seg sJ"]
+        assert len(joins) == 1
+        assert joins[0].w > 11
+        assert len([s for s in shapes if s.css == "seg sS"]) == 1  # one block, although cut

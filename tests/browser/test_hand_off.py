@@ -1,0 +1,139 @@
+"""A user's way through a real server: `bootflow serve`, its worker, its sandboxed sessions.
+
+Once with a sample pair (always there), once with Debian's (`-m real`, about 1.6 thousand million
+instructions, so that there is time to see the lanes move).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from app.debian import DebianPair
+from emulator.samples import SAMPLES
+
+pytestmark = pytest.mark.browser
+
+ROOT = Path(__file__).parents[2]
+ARTEFACTS = ROOT / "tests" / "artefacts"
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    data = tmp_path_factory.mktemp("data")
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
+        assert server.stdout is not None
+        yield server.stdout.readline().decode().strip().rstrip("/")
+        server.send_signal(signal.SIGINT)
+        server.wait(30)
+
+
+@pytest.fixture(scope="module")
+def browser(chromium_path: Path) -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=str(chromium_path), args=FLAGS)
+        yield made
+        made.close()
+
+
+def _upload(page: Page, url: str, kernel: Path, purgatory: Path, mode: str) -> None:
+    page.goto(f"{url}/")
+    page.set_input_files("[name=kernel]", kernel)
+    page.set_input_files("[name=purgatory]", purgatory)
+    page.check(f"[name=mode][value={mode}]")
+    page.click("form.up button")
+    page.wait_for_url(re.compile(r"/t/[a-z2-7]{26}/$"))
+
+
+def _walk(browser: Browser, page: Page, complaints: list[str], name: str) -> None:
+    """From the finished run to its flag's write, along the keys, to the copied link."""
+    page.locator(".chain li", has_text="written by").locator("a").click()
+    expect(page.locator(".chain .here")).to_contain_text("= the cursor")
+    expect(page.locator("#cpu0 pre")).to_contain_text("GPR00:")
+    expect(page.locator(".low .fl").first).to_be_visible()
+    tick = int(page.url.rstrip("/").rsplit("/", 1)[1])
+    page.keyboard.press("h")
+    page.wait_for_url(re.compile(rf"/{tick - 1}/$"))
+    expect(page.locator(".asm .ran").first).to_contain_text("stw")
+    page.keyboard.press("l")
+    page.wait_for_url(re.compile(rf"/{tick}/$"))
+    page.click("[data-copy]")
+    expect(page.locator("#said")).to_have_text("copied")
+    link = page.evaluate("navigator.clipboard.readText()")
+    ARTEFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True)
+
+    fresh = browser.new_context()
+    other = fresh.new_page()
+    other.goto(link)
+    assert other.locator("#tick").input_value() == str(tick)
+    assert other.locator(".verdict").inner_text() == page.locator(".verdict").inner_text()
+    assert other.locator("#cpu0 pre").inner_text() == page.locator("#cpu0 pre").inner_text()
+    fresh.close()
+    assert complaints == []
+
+
+def _page(browser: Browser, complaints: list[str]) -> Page:
+    context = browser.new_context(
+        viewport={"width": 1440, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
+    )
+    page = context.new_page()
+    page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    return page
+
+
+@pytest.mark.parametrize(("mode", "word"), [("load-panic", "STAYS"), ("load", "MOVES")])
+def test_sample_pair(url: str, browser: Browser, tmp_path: Path, mode: str, word: str) -> None:
+    complaints: list[str] = []
+    page = _page(browser, complaints)
+    (tmp_path / "vmlinux").write_bytes(SAMPLES[0].kernel_bytes())
+    (tmp_path / "purgatory.ro").write_bytes(SAMPLES[0].purgatory_bytes())
+    _upload(page, url, tmp_path / "vmlinux", tmp_path / "purgatory.ro", mode)
+    expect(page.locator(".verdict .tag")).to_have_text(word, timeout=60_000)
+    expect(page.locator("pre.con")).to_contain_text("Linux version")
+    _walk(browser, page, complaints, f"sample-{mode}")
+    page.context.close()
+
+
+def test_what_is_no_kernel_is_refused_with_a_reason(
+    url: str, browser: Browser, tmp_path: Path
+) -> None:
+    page = _page(browser, [])
+    (tmp_path / "vmlinux").write_bytes(b"this is no kernel")
+    (tmp_path / "purgatory.ro").write_bytes(b"nor is this a purgatory")
+    _upload(page, url, tmp_path / "vmlinux", tmp_path / "purgatory.ro", "load")
+    expect(page.locator(".verdict .tag")).to_have_text("FAILED", timeout=60_000)
+    expect(page.locator(".verdict")).to_contain_text("vmlinux")
+    page.context.close()
+
+
+@pytest.mark.real
+def test_debian_pair(url: str, browser: Browser, debian_pair: DebianPair) -> None:
+    complaints: list[str] = []
+    page = _page(browser, complaints)
+    _upload(page, url, debian_pair.vmlinux, debian_pair.kexec, "load-panic")
+    expect(page.locator(".verdict .tag")).to_have_text("RUNNING", timeout=60_000)
+    expect(page.locator("svg.wide rect.seg.sD")).to_be_visible(timeout=60_000)
+    ticks = int(page.locator("#ticks").inner_text().replace(",", ""))
+    assert 0 < ticks < 1_590_000_000  # the lanes are there before the run has ended
+    lanes = page.locator("svg.wide rect.seg").count()
+    expect(page.locator(".verdict .tag")).to_have_text("STAYS", timeout=120_000)
+    assert page.locator("svg.wide rect.seg").count() > lanes  # and have grown without a reload
+    assert page.locator("svg.wide rect.seg.sJ").count() == 3
+    _walk(browser, page, complaints, "debian-load-panic")
+    page.context.close()
