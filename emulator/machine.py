@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from emulator import mmu, native
 from emulator.cpu import PAGE_BYTES, U64, Cpu, Registers, fill_engine_slots
@@ -143,6 +144,7 @@ class Machine:
         self._anchor = ctypes.c_char.from_buffer(self.ram)
         self.ram_addr = ctypes.addressof(self._anchor)
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
+        self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._prepared = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
@@ -531,20 +533,30 @@ class Machine:
             end_watching()
         return steps
 
+    def take_dirty(self) -> npt.NDArray[np.int64]:
+        """Pages written since the last call; the next write to each is seen again."""
+        pages = np.flatnonzero(self.dirty)
+        self._unhashed |= self.dirty
+        self.dirty[:] = 0
+        for cpu in self.cpus:
+            cpu.flush_tlb()
+        return pages
+
     def state_digest(self) -> str:
         """Digest of all CPUs and of every page ever written, 32 hex digits.
 
-        Pages written since the last call are hashed anew, the others keep their digest.
+        Pages written since the last digest are hashed anew, the others keep theirs.
         """
-        for page in np.flatnonzero(self.dirty).tolist():
+        unhashed = np.flatnonzero(self._unhashed | self.dirty)
+        self._unhashed[:] = 0
+        self._unhashed |= self.dirty
+        for page in unhashed.tolist():
             at = page * PAGE_BYTES
             self._page_digests[page] = hashlib.blake2b(
                 self.ram[at : at + PAGE_BYTES], digest_size=16
             ).digest()
-        self.dirty[:] = 0
         whole = hashlib.blake2b(digest_size=16)
         for cpu in self.cpus:
-            cpu.flush_tlb()
             whole.update(cpu.state_bytes())
         for page in sorted(self._page_digests):
             whole.update(page.to_bytes(8, "little") + self._page_digests[page])

@@ -189,8 +189,8 @@ class Recorder:
     Args:
         prepared: what to run.
         emit: takes each record.
-        poll: called between slices; a text ends the run with the reason "cancelled".
-        on_checkpoint: called with (run, tick) when a state digest has been taken.
+        poll: called with the run between slices; a text ends it with the reason "cancelled".
+        on_checkpoint: called when a state digest has been taken; it takes the dirty pages.
     """
 
     def __init__(
@@ -198,8 +198,8 @@ class Recorder:
         prepared: Prepared,
         emit: Emit,
         *,
-        poll: Callable[[], str | None] = lambda: None,
-        on_checkpoint: Callable[[Run], None] = lambda run: None,
+        poll: Callable[[Run], str | None] = lambda run: None,
+        on_checkpoint: Callable[[Run], object] = lambda run: run.machine.take_dirty(),
     ) -> None:
         self.spec = prepared.spec
         self.run = prepared.start(emit)
@@ -226,7 +226,7 @@ class Recorder:
             end = self._slice(last, len(running))
             if self._due():
                 self._checkpoint()
-            cancelled = self._poll() if end is None else None
+            cancelled = self._poll(self.run) if end is None else None
             if cancelled:
                 end = self._end("cancelled", cancelled, last, ok=False)
         self._checkpoint()

@@ -2,7 +2,8 @@
 
 What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the
 events of the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no
-slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and session both drive it.
+slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and
+session both drive it.
 """
 
 from __future__ import annotations
@@ -65,6 +66,8 @@ class Run:
         rows = code_rows(placement, kernel, moved=False, until=until)
         self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
         self.names = placement.address_map
+        self.on_access: Callable[[Access], None] | None = None
+        """Takes the accesses that a query looks for; they are no events then."""
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -137,6 +140,8 @@ class Run:
                     self._note_stage(change)
                 if self.tracker.moved and not self.names.kernel_at_zero:
                     self._kernel_moved()
+            elif self.on_access is not None:
+                self.on_access(row)
             else:
                 self._note_access(row)
 
