@@ -25,7 +25,7 @@ MOST_DIFFERING = 0.006
 def test_objdump_reads_the_same(
     debian_pair: DebianPair, cross_tool: Callable[[str, bool], Path]
 ) -> None:
-    kernel = read_kernel(Path(debian_pair.kernel).read_bytes(), "vmlinux")
+    kernel = read_kernel(Path(debian_pair.vmlinux).read_bytes(), "vmlinux")
     segment = kernel.segments[0]
     options = [f"--start-address={START:#x}", f"--stop-address={END:#x}"]
     command = [
@@ -37,7 +37,7 @@ def test_objdump_reads_the_same(
         *options,
     ]
     listing = subprocess.run(
-        [*command, str(debian_pair.kernel)], capture_output=True, text=True, check=True
+        [*command, str(debian_pair.vmlinux)], capture_output=True, text=True, check=True
     ).stdout
     seen, differing = 0, Counter[str]()
     for line in listing.splitlines():
