@@ -24,6 +24,7 @@ import numpy.typing as npt
 from emulator.errors import BootflowError, SessionError
 from emulator.queries import QUERIES, Path
 from emulator.run import Record, Run
+from emulator.spans import Span, spans_of
 
 MAX_CHECKPOINTS: Final = 120
 MAX_SLICES: Final = 3000
@@ -52,6 +53,18 @@ class Checkpoints:
         self.reached = 0
         self.standing: list[Checkpoint] = []
         self._stages: dict[int, list[tuple[int, str]]] = {}
+        self._trail: list[npt.NDArray[np.int64]] = []
+
+    def follow(self, run: Run) -> None:
+        """Keep the trail that a run leaves, and its names."""
+        run.on_trail = self._trail.append
+        self._run = run
+
+    def sampled_spans(self, begin: int, end: int) -> list[Span]:
+        """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
+        rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
+        inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
+        return spans_of(self._run.names, inside, end)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""
@@ -143,6 +156,7 @@ class Checkpoints:
 
 def stand(run: Run, link: socket.socket) -> None:
     """What a checkpoint's process does: fork for every question, until the link closes."""
+    run.mute()
     while True:
         try:
             message, fds, _, _ = socket.recv_fds(link, MAX_QUESTION_BYTES + 1, 4)

@@ -179,6 +179,20 @@ def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
     return found >= 0 and found & RANGE_STOP != 0
 
 
+@njit(cache=True)
+def _leave_trail(s: Any, tick: int, address: int) -> None:
+    """Note (tick, cpu, block start), once in TRAIL_STEP ticks; a full trail keeps what it has."""
+    s[TRAIL_NEXT] = tick + s[TRAIL_STEP]
+    n = s[TRAIL_COUNT]
+    if n >= s[TRAIL_MAX]:
+        return
+    trail = carray(_pointer(s[TRAIL_ADDR]), (3 * s[TRAIL_MAX],), np.int64)
+    trail[3 * n] = tick
+    trail[3 * n + 1] = s[CPU]
+    trail[3 * n + 2] = address
+    s[TRAIL_COUNT] = n + 1
+
+
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
@@ -191,6 +205,8 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
         s[STOPPED] = 1
         _call_stop(s[EMU_STOP], uc)
         return
+    if tick >= s[TRAIL_NEXT]:
+        _leave_trail(s, tick, address)
     ea = address & EA_MASK
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
@@ -275,24 +291,6 @@ def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> Non
         s[WATCH_WRITTEN] |= np.int64(1) << index
         s[LIMIT] = 0
     _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
-
-
-@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
-def on_block_trail(uc: Any, address: int, size: int, user: Any) -> None:
-    """UC_HOOK_BLOCK, after `on_block`: leave a trail of (tick, cpu, block start)."""
-    s = carray(user, (STATE_SLOTS,), np.int64)
-    if s[TICK] < s[TRAIL_NEXT] or s[STOPPED]:
-        return
-    n = s[TRAIL_COUNT]
-    if n >= s[TRAIL_MAX]:
-        s[LIMIT] = 0
-        return
-    trail = carray(_pointer(s[TRAIL_ADDR]), (3 * s[TRAIL_MAX],), np.int64)
-    trail[3 * n] = s[TICK]
-    trail[3 * n + 1] = s[CPU]
-    trail[3 * n + 2] = address
-    s[TRAIL_COUNT] = n + 1
-    s[TRAIL_NEXT] = s[TICK] + s[TRAIL_STEP]
 
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)

@@ -19,6 +19,7 @@ from emulator.errors import DivergenceError, LimitError
 from emulator.mmu import ACCESS_WRITE
 from emulator.ppc64 import MSR_LE
 from emulator.run import Record, Run, hex64
+from emulator.spans import spans_of
 
 MAX_WINDOW: Final = 4096
 """Instructions in one window."""
@@ -253,50 +254,20 @@ def _register(path: Path, query: Record) -> Record:
 
 
 def _trail(path: Path, query: Record) -> Record:
-    """Every function that each CPU was in during [from, to], exactly: spans of the block trail."""
+    """Every block that ran in [from, to), with its function: exact spans of each CPU."""
     run, machine = path.run, path.run.machine
     path.goto(query["from"])
-    s = machine.state
-    trail = np.zeros(3 * TRAIL_MAX, np.int64)
-    s[native.TRAIL_ADDR], s[native.TRAIL_MAX] = trail.ctypes.data, TRAIL_MAX
-    s[native.TRAIL_COUNT] = s[native.TRAIL_NEXT] = 0
-    s[native.TRAIL_STEP] = max(0, query.get("step", 0))
-    for cpu in machine.cpus:
-        cpu.follow_blocks(native.on_block_trail)
+    machine.set_trail(0, TRAIL_MAX)
+    run.on_trail = None
     starts = []
     for number, end in path.segments(query["to"]):
-        starts.append((machine.tick, number, machine.cpus[number].nip))
+        nip = machine.cpus[number].nip
+        starts.append((machine.tick, number, nip - (1 << 64) if nip >> 63 else nip))
         run_slice(run, number, end)
-        if s[native.TRAIL_COUNT] >= TRAIL_MAX:
-            break
-    rows = trail[: 3 * int(s[native.TRAIL_COUNT])].reshape(-1, 3)
-    signed = [(t, c, n - (1 << 64) if n >> 63 else n) for t, c, n in starts]
-    rows = np.concatenate([np.array(signed, np.int64).reshape(-1, 3), rows])
-    return {"spans": spans_of(run, rows, query["to"]), "complete": machine.tick >= query["to"]}
-
-
-def spans_of(run: Run, rows: np.ndarray, end: int) -> list[Record]:
-    """Merge (tick, cpu, nip) rows into spans of one function on one CPU, in order of ticks."""
-    rows = rows[np.argsort(rows[:, 0], kind="stable")]
-    nips, which = np.unique(rows[:, 2], return_inverse=True)
-    names = [run.names.name_at(int(nip) % (1 << 64)).partition("+")[0] for nip in nips]
-    ids = {name: n for n, name in enumerate(dict.fromkeys(names))}
-    function = np.array([ids[name] for name in names], np.int64)[which.reshape(-1)]
-    change = np.ones(len(rows), bool)
-    change[1:] = (function[1:] != function[:-1]) | (rows[1:, 1] != rows[:-1, 1])
-    at = np.flatnonzero(change)
-    known = list(ids)
-    ends = [*rows[at[1:], 0].tolist(), end]
-    return [
-        {
-            "cpu": int(rows[i, 1]),
-            "from": int(rows[i, 0]),
-            "to": int(to),
-            "symbol": known[function[i]],
-        }
-        for i, to in zip(at.tolist(), ends, strict=True)
-        if to > rows[i, 0]
-    ]
+    rows = machine.take_trail()
+    complete = len(rows) < TRAIL_MAX
+    rows = np.concatenate([np.array(starts, np.int64).reshape(-1, 3), rows])
+    return {"spans": spans_of(run.names, rows, query["to"]), "complete": complete}
 
 
 QUERIES: Final[dict[str, Query]] = {

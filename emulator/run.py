@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from emulator import native
 from emulator.cpu import Cpu
 from emulator.disassembly import disassemble
@@ -68,6 +71,8 @@ class Run:
         self.names = placement.address_map
         self.on_access: Callable[[Access], None] | None = None
         """Takes the accesses that a query looks for; they are no events then."""
+        self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
+        """Takes the rows of `Machine.take_trail` after each slice."""
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -87,6 +92,11 @@ class Run:
         for cpu, start in zip(self.machine.cpus, placement.cpu_starts, strict=True):
             gpr = {f"r{n}": value for n, value in start.gpr.items()}
             cpu.set_registers({"nip": start.nip, "msr": start.msr} | gpr)
+
+    def mute(self) -> None:
+        """Emit nothing from here on: what runs now has been recorded."""
+        self._emit = lambda record: None
+        self.on_trail = None
 
     def _watches(self) -> list[Watch]:
         both = native.LOG_READ | native.LOG_WRITE
@@ -133,6 +143,8 @@ class Run:
         return steps
 
     def _drain(self) -> None:
+        if self.on_trail is not None:
+            self.on_trail(self.machine.take_trail())
         for row in self.machine.take_log():
             if row.kind == native.LOG_RANGE:
                 change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value)

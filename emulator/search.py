@@ -18,9 +18,13 @@ from emulator.handoff import LOW_COPY_BYTES
 from emulator.native import LOG_READ, LOG_WRITE
 from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR
 from emulator.run import Record, hex64
+from emulator.spans import squeeze
 
 MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
+EXACT_TICKS: Final = 400_000
+"""A stretch up to this long is replayed block by block; a longer one is told from the trail that
+was left once in 16,384 ticks while it ran."""
 _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
     "lr": UC_REG_LR,
     "ctr": UC_REG_CTR,
@@ -65,14 +69,14 @@ class _Searcher:
     """Asks checkpoints and waits for their answers."""
 
     def __init__(self, checkpoints: Checkpoints) -> None:
-        self._all = checkpoints
+        self.all = checkpoints
 
     def ask(self, index: int, last_tick: int, query: Record) -> Record:
         """One question to one checkpoint."""
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                self._all.ask_at(index, last_tick, query, theirs.fileno())
+                self.all.ask_at(index, last_tick, query, theirs.fileno())
             return self._hear(ours)
 
     def ask_anyone(self, query: Record) -> Record:
@@ -80,7 +84,7 @@ class _Searcher:
         ours, theirs = socket.socketpair()
         with ours:
             with theirs:
-                self._all.ask(query, theirs.fileno())
+                self.all.ask(query, theirs.fileno())
             return self._hear(ours)
 
     @staticmethod
@@ -97,14 +101,14 @@ class _Searcher:
 
     def stretches(self, upto: int) -> Iterator[tuple[int, int, int]]:
         """(checkpoint, from, to) of every stretch, the one that holds tick `upto` first."""
-        standing = self._all.standing
-        for index in range(self._all.index_at(upto), -1, -1):
-            after = standing[index + 1].tick if index + 1 < len(standing) else self._all.reached
+        standing = self.all.standing
+        for index in range(self.all.index_at(upto), -1, -1):
+            after = standing[index + 1].tick if index + 1 < len(standing) else self.all.reached
             yield index, standing[index].tick, min(after, upto)
 
     def may_write(self, index: int, lo: int, hi: int) -> bool:
         """Whether a page of [lo, hi) was written between a checkpoint and the next."""
-        standing = self._all.standing
+        standing = self.all.standing
         if index + 1 >= len(standing):
             return True
         pages = standing[index + 1].pages
@@ -120,7 +124,7 @@ class _Searcher:
         return dict(_NOT_FOUND)
 
     def _with_stage(self, row: Record) -> Record:
-        return row | {"stage": self._all.stage_at(row["tick"], row["cpu"])}
+        return row | {"stage": self.all.stage_at(row["tick"], row["cpu"])}
 
     def _hits(
         self, index: int, begin: int, end: int, lo: int, hi: int, kinds: int, want: str
@@ -130,10 +134,10 @@ class _Searcher:
 
     def next_access(self, lo: int, hi: int, tick: int, kinds: int) -> Record:
         """The first access of physical [lo, hi) after a tick."""
-        standing = self._all.standing
-        for index in range(self._all.index_at(tick), len(standing)):
+        standing = self.all.standing
+        for index in range(self.all.index_at(tick), len(standing)):
             last = index + 1 == len(standing)
-            end = self._all.reached if last else standing[index + 1].tick
+            end = self.all.reached if last else standing[index + 1].tick
             begin = max(tick, standing[index].tick)
             if kinds == LOG_WRITE and not self.may_write(index, lo, hi):
                 continue
@@ -146,7 +150,7 @@ class _Searcher:
     def all_accesses(self, query: Record) -> Record:
         """Every access of physical [lo, hi) in ticks (from, to]."""
         lo, hi = int(query["lo"]), int(query["hi"])
-        begin, end = int(query.get("from", 0)), int(query.get("to", self._all.reached))
+        begin, end = int(query.get("from", 0)), int(query.get("to", self.all.reached))
         rows: list[Record] = []
         more = False
         for index, first, last in reversed(list(self.stretches(end))):
@@ -311,6 +315,29 @@ def _register_write(searcher: _Searcher, query: Record) -> Record:
     )
 
 
+def _functions(searcher: _Searcher, query: Record) -> Record:
+    """The function that each CPU was in during [from, to), in at most 2,000 spans."""
+    reached = searcher.all.reached
+    begin, end = int(query.get("from", 0)), int(query.get("to", reached))
+    width = int(query.get("width", 1000))
+    if not (0 <= begin < end <= reached and 1 <= width <= MAX_SPANS):
+        raise LimitError(
+            f"from {begin}, to {end}, width {width}",
+            hint=f"Give ticks within 0..{reached} and a width of 1..{MAX_SPANS}.",
+        )
+    exact = end - begin <= EXACT_TICKS
+    if exact:
+        query = {"q": "trail", "tick": end, "from": begin, "to": end}
+        spans = searcher.ask_anyone(query)["spans"]
+    else:
+        spans = searcher.all.sampled_spans(begin, end)
+    cpus = 1 + max((span["cpu"] for span in spans), default=0)
+    rows = squeeze(spans, begin, end, width, max(1, MAX_SPANS // cpus))
+    for row in rows:
+        row["stage"] = searcher.all.stage_at(row["from"] + 1, row["cpu"])
+    return {"from": begin, "to": end, "exact": exact, "spans": rows}
+
+
 Search = Callable[[_Searcher, Record], Record]
 SEARCHES: Final[dict[str, Search]] = {
     "last-write": _last_write,
@@ -319,4 +346,5 @@ SEARCHES: Final[dict[str, Search]] = {
     "accesses": _accesses,
     "register-write": _register_write,
     "chain": _chain,
+    "functions": _functions,
 }

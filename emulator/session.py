@@ -120,6 +120,7 @@ class _Session:
         """Record a run, answering queries between slices."""
         self.emit(prepared.record())
         recorder = Recorder(prepared, self.emit, poll=self._poll, on_checkpoint=self._fork)
+        self.checkpoints.follow(recorder.run)
         recorder.record()
 
     def replay(self, prepared: Prepared, job: Mapping[str, Any]) -> None:
@@ -128,6 +129,7 @@ class _Session:
         slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
         self._goal = sum(ticks for _, ticks in slices)
         run = prepared.start(self.note)
+        self.checkpoints.follow(run)
         self._compare(run, recorded)
         for cpu, ticks in slices:
             run_slice(run, cpu, run.machine.tick + ticks)
