@@ -1,4 +1,4 @@
-"""`bootflow verify` and uploaded traces: a good one passes, a forged one is named, none is believed.
+"""`bootflow verify`, uploaded traces: a good one passes, a forged one is named.
 
 With the real engine on the big-endian sample, whose run takes a quarter of a second.
 """
@@ -180,7 +180,7 @@ def test_forged_image(pool: SessionPool, good: Path, tmp_path: Path) -> None:
     kernel[kernel.index(b"Linux version")] ^= 0x20
     done = prove(pool, forged(good, tmp_path, _replace_image("kernel", bytes(kernel))))
     assert done.difference is not None
-    assert (done.difference.table, done.difference.tick) == ("checkpoint", 0)
+    assert (done.difference.table, done.difference.tick) == ("placement", 0)
     done = prove(pool, forged(good, tmp_path, _replace_image("purgatory", b"no ELF at all")))
     assert done.difference is not None
     assert done.difference.table == "error"
