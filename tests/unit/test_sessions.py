@@ -179,9 +179,14 @@ def _started(pool: SessionPool) -> set[int]:
 
 
 def _alive(started: set[int]) -> int:
-    """How many processes of these sessions are left."""
-    counts = processes_by_session()
-    return sum(counts.get(session, 0) for session in started)
+    """How many processes of these sessions are left, once SIGKILL has had its time."""
+    for _ in range(50):
+        counts = processes_by_session()
+        left = sum(counts.get(session, 0) for session in started)
+        if left == 0:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def test_query_and_cancel_while_recording(pool: SessionPool, tmp_path: Path) -> None:
