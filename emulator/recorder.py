@@ -49,6 +49,8 @@ class RunSpec:
     until: str | None = None
     """A symbol of the kernel, or a tick in decimal."""
     limit_ticks: int = DEFAULT_LIMIT_TICKS
+    corrupt: int | None = None
+    """Real address of a loaded byte to invert after the loader took its digest."""
     addresses: Mapping[str, int] | None = None
     """Places to use instead of choosing them (`placement.Addresses`)."""
 
@@ -70,6 +72,8 @@ class RunSpec:
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
         if not 0 < spec.limit_ticks <= 1 << 40:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
+        if type(spec.corrupt) not in (int, type(None)):
+            raise PlacementError(f"corrupt is {spec.corrupt!r}", hint="It is an address.")
         return spec
 
     @property
@@ -170,6 +174,8 @@ def prepare(spec: RunSpec, images: Mapping[str, tuple[str, bytes]]) -> Prepared:
     placement = place(
         kernel, purgatory, spec.load_options, dtb=dtb, initrd=initrd, addresses=addresses
     )
+    if spec.corrupt is not None:
+        placement = placement.with_corrupt_byte(spec.corrupt)
     return Prepared(spec, kernel, placement)
 
 
