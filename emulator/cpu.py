@@ -32,8 +32,8 @@ import unicorn
 from unicorn.unicorn_py3.unicorn import uclib
 
 from emulator import native
-from emulator.errors import BootflowError
-from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR, UC_REG_PC
+from emulator.errors import BootflowError, LimitError
+from emulator.ppc64 import GPRS, MSR_LE, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR, UC_REG_PC
 
 State = npt.NDArray[np.int64]
 
@@ -41,6 +41,9 @@ U64: Final = (1 << 64) - 1
 PAGE_BYTES: Final = 4096
 TCG_BUFFER_BYTES: Final = 256 << 20
 """Translation buffer of a CPU: reserved, touched as needed; a kernel's boot needs about 60 MB."""
+
+MAX_TIMEBASE_HOOKS: Final = 2000
+"""Hooks on instructions that read the timebase, a CPU; Debian's boot needs about 40."""
 
 # Offsets into a saved context, from the start of CPUPPCState (Unicorn 2.1.4, target/ppc/cpu.h).
 _CONTEXT_HEADER = 40
@@ -110,6 +113,8 @@ class Cpu:
         self.interrupt = -1
         """Number of the exception that stopped it, -1 for none."""
         self._state = state
+        self._ram = ram
+        self._timebase_hooks: set[int] = set()
         uc: Any = unicorn.Uc(
             unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN
         )
@@ -199,15 +204,35 @@ class Cpu:
         """Drop every cached address translation."""
         uclib.uc_ctl(self._uc._uch, ctypes.c_int(_TLB_FLUSH))
 
-    def hook_timebase(self, address: int, word: int) -> None:
-        """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick)."""
-        register, upper = word >> 21 & 31, word >> 16 & 31 == 0x0D
-        s = self._state
+    def hook_timebase(self, address: int, physical: int) -> None:
+        """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick).
+
+        Args:
+            address: of the instruction.
+            physical: where its word lies; it is looked at each time, because code changes.
+
+        Raises:
+            LimitError: more such instructions than an honest kernel has.
+        """
+        if address in self._timebase_hooks:
+            return
+        if len(self._timebase_hooks) >= MAX_TIMEBASE_HOOKS:
+            raise LimitError(
+                f"CPU {self.number} has run pages with more than {MAX_TIMEBASE_HOOKS} mftb",
+                hint="No kernel has so many: is this image one?",
+            )
+        self._timebase_hooks.add(address)
+        s, host = self._state, self._ram[0] + physical
 
         def answer(uc: Any, at: int, size: int, _: Any) -> None:
+            order = "<I" if self.msr & MSR_LE else ">I"
+            (word,) = struct.unpack(order, ctypes.string_at(host, 4))
+            if not native.is_timebase(word):
+                return
             signed = at - (1 << 64) if at >> 63 else at
             tick = int(s[native.TICK]) + (signed - int(s[native.BLOCK_PC]) >> 2)
-            uc.reg_write(UC_REG_GPR0 + register, tick >> 32 if upper else tick)
+            upper = word >> 16 & 31 == 0x0D
+            uc.reg_write(UC_REG_GPR0 + (word >> 21 & 31), tick >> 32 if upper else tick)
             s[native.TICK], s[native.BLOCK_BYTES] = tick + 1, 0
             s[native.BLOCK_PC] = signed + 4
             uc.reg_write(UC_REG_PC, at + 4)

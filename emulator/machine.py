@@ -463,10 +463,8 @@ class Machine:
             return
         for n, raw in enumerate(struct.unpack("<1024I", self.read(physical, PAGE_BYTES))):
             swapped = int.from_bytes(raw.to_bytes(4, "little"), "big")
-            for word in (raw, swapped):
-                if native.is_timebase(word):
-                    cpu.hook_timebase(page + 4 * n, word)
-                    break
+            if native.is_timebase(raw) or native.is_timebase(swapped):
+                cpu.hook_timebase(page + 4 * n, physical + 4 * n)
         prepared = native.PREPARED_OTHER
         if page == physical:
             prepared = native.PREPARED_REAL
