@@ -109,7 +109,9 @@ class Placement:
                 data = bytearray(segment.data)
                 data[at] ^= 0xFF
                 changed = replace(segment, data=bytes(data))
-                return replace(self, segments=(*self.segments[:n], changed, *self.segments[n + 1 :]))
+                return replace(
+                    self, segments=(*self.segments[:n], changed, *self.segments[n + 1 :])
+                )
         raise PlacementError(
             f"no loaded byte at {addr:#x} to corrupt",
             hint=f"The kernel lies at {self.kernel_addr:#x}; --debug prints every segment.",

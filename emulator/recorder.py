@@ -75,8 +75,6 @@ class RunSpec:
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
         if not 0 < spec.limit_ticks <= MAX_LIMIT_TICKS:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
-        if type(spec.corrupt) not in (int, type(None)):
-            raise PlacementError(f"corrupt is {spec.corrupt!r}", hint="It is an address.")
         if not 0 <= spec.seed < 1 << 64:
             raise LimitError(f"seed {spec.seed}", hint="give a number below 2^64")
         Schedule(spec.quantum, spec.seed)
@@ -110,6 +108,7 @@ _NONE: Final = type(None)
 _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
     "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
+    "corrupt": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
     "seed": (int,), "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
 }  # fmt: skip
 

@@ -208,8 +208,8 @@ def test_two_recordings_have_the_same_digest(kdump: Recorded, record: Record) ->
 
 
 def test_bad_input_is_status_2(debian_pair: DebianPair, tmp_path: Path) -> None:
-    words = ("record", "--load", debian_pair.kexec, "--purgatory", debian_pair.kexec)
-    done = bootflow(*words, "-o", "t", cwd=tmp_path)
+    (tmp_path / "vmlinux").write_text("no kernel")
+    done = bootflow("record", "--load", "vmlinux", "--purgatory", debian_pair.kexec, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert "vmlinux" in done.stderr
     done = bootflow(

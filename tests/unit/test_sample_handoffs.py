@@ -109,5 +109,5 @@ def test_corrupt_byte_is_inverted_after_the_loader_is_done() -> None:
     assert changed == [(addr, 0xFF)]
     with pytest.raises(PlacementError, match="no loaded byte"):
         prepare(RunSpec.from_json(document | {"corrupt": whole.mem_bytes - 1}), images)
-    with pytest.raises(PlacementError, match="corrupt is"):
+    with pytest.raises(PlacementError, match="option corrupt is"):
         RunSpec.from_json(document | {"corrupt": "0x40"})
