@@ -108,7 +108,7 @@ _NONE: Final = type(None)
 _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
     "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
-    "corrupt": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
+    "corrupt": (int, _NONE),
     "seed": (int,), "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
 }  # fmt: skip
 
