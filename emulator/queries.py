@@ -67,6 +67,11 @@ class Path:
         """Run to exactly a tick."""
         for cpu, end in self.segments(tick):
             run_slice(self.run, cpu, end)
+        if self.run.machine.tick != tick:
+            raise DivergenceError(
+                f"tick {self.run.machine.tick} is as far as the slices go, not {tick}",
+                hint="This is a bug of bootflow: please report it with the trace.",
+            )
 
 
 @dataclass(frozen=True)
