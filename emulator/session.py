@@ -221,7 +221,7 @@ class _Session:
             self.checkpoints.ask(query, fd)
             return {}
         elif kind in search.SEARCHES:
-            quick = search.answer_at_once(query, self.low_writes)
+            quick = search.answer_at_once(query, self.low_writes, self.checkpoints)
             if quick is None:
                 answer_in_a_fork(fd, partial(self._search, query))
             return quick or {}
