@@ -24,6 +24,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from emulator.census import Census
 from emulator.errors import BootflowError, SessionError
 from emulator.queries import QUERIES, Path
 from emulator.run import Record, Run
@@ -69,12 +70,19 @@ class Checkpoints:
         """Keep the trail that a run leaves, and its names."""
         run.on_trail = self._trail.append
         self._run = run
+        self.census = Census(run.names.function_starts())
 
     def sampled_spans(self, begin: int, end: int) -> list[Span]:
         """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
         rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
         inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
         return spans_of(self._run.names, inside, end)
+
+    def exact_spans(self, begin: int, end: int, width: int) -> list[Span] | None:
+        """Functions during [begin, end), exactly; None while the census is not complete."""
+        if not self.census.complete:
+            return None
+        return self.census.spans(self._run.names, begin, end, width)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""
@@ -129,7 +137,7 @@ class Checkpoints:
                 other.link.close()
             for fd in inherited:  # else whoever waits for their end would wait for ever
                 os.close(fd)
-            stand(run, theirs)
+            stand(run, theirs, self.census)
         theirs.close()
         here = Checkpoint(run.machine.tick, len(self.slices), ours, pages, seconds)
         self.standing.append(here)
@@ -167,7 +175,7 @@ class Checkpoints:
             raise SessionError(f"a checkpoint is gone: {error}", hint="Try again.") from error
 
 
-def stand(run: Run, link: socket.socket) -> None:
+def stand(run: Run, link: socket.socket, census: Census) -> None:
     """What a checkpoint's process does: fork for every question, until the link closes."""
     run.mute()
     while True:
@@ -178,7 +186,7 @@ def stand(run: Run, link: socket.socket) -> None:
         if not message:
             os._exit(0)
         if fds:
-            answer_in_a_fork(fds[0], partial(_respond, run, link, message))
+            answer_in_a_fork(fds[0], partial(_respond, run, census, link, message))
         for fd in fds:
             os.close(fd)
 
@@ -209,13 +217,13 @@ def guarded(work: Callable[[], Record]) -> Record:
         return error_document(SessionError(f"a question that cannot be answered: {error!r}"))
 
 
-def _respond(run: Run, link: socket.socket, message: bytes) -> Record:
+def _respond(run: Run, census: Census, link: socket.socket, message: bytes) -> Record:
     """The answer to one question, in a process of its own."""
     link.close()
     job = json.loads(zlib.decompress(message))
     query = job["query"]
     slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
-    return QUERIES[query["q"]].answer(Path(run, slices), query)
+    return QUERIES[query["q"]].answer(Path(run, slices, census), query)
 
 
 def error_document(error: BootflowError) -> Record:

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from emulator import native
+from emulator.census import Census
 from emulator.disassembly import disassemble
 from emulator.errors import DivergenceError, LimitError
 from emulator.mmu import ACCESS_WRITE
@@ -49,8 +50,8 @@ def run_slice(run: Run, cpu: int, until_tick: int) -> None:
 class Path:
     """A run, and the recorded slices that lead on from where it stands."""
 
-    def __init__(self, run: Run, slices: Sequence[tuple[int, int]]) -> None:
-        self.run = run
+    def __init__(self, run: Run, slices: Sequence[tuple[int, int]], census: Census) -> None:
+        self.run, self.census = run, census
         self._slices = list(slices)
 
     def segments(self, until_tick: int) -> Iterator[tuple[int, int]]:
@@ -276,6 +277,14 @@ def _trail(path: Path, query: Record) -> Record:
     return {"spans": spans_of(run.names, rows, query["to"]), "complete": complete}
 
 
+def _census(path: Path, query: Record) -> Record:
+    """Note every change of function in [from, to) in the memory that all forks share."""
+    path.goto(query["from"])
+    path.census.note(path.run)
+    path.goto(query["to"])
+    return {"fits": path.census.close(path.run)}
+
+
 QUERIES: Final[dict[str, Query]] = {
     "state": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _state),
     "window": Query(
@@ -284,4 +293,5 @@ QUERIES: Final[dict[str, Query]] = {
     "hits": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _hits),
     "register": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _register),
     "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
+    "census": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _census),
 }

@@ -24,17 +24,20 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
 from emulator import search
 from emulator.checkpoint import Checkpoints, answer, answer_in_a_fork, guarded
-from emulator.errors import DivergenceError, SessionError
-from emulator.queries import QUERIES, run_slice
+from emulator.errors import BootflowError, DivergenceError, SessionError
+from emulator.queries import run_slice
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
 from emulator.run import Record, Run
 
 MAX_MESSAGE_BYTES: Final = 128 << 10
+ASKED: Final = ("state", "window")
+"""Queries that a checkpoint answers to anyone; the others are parts of searches."""
 FLUSH_SECONDS: Final = 0.05
 
 
@@ -176,6 +179,11 @@ class _Session:
     def answer_until_closed(self) -> None:
         """Hand queries on to checkpoints until nobody can ask any more."""
         gc.collect()
+        if not self._closed and os.fork() == 0:
+            self.control.close()
+            with suppress(BootflowError, OSError):  # the session has been ended meanwhile
+                search.take_census(self.checkpoints)
+            os._exit(0)
         while not self._closed:
             if self._readable(3600.0):
                 self._take_query()
@@ -217,15 +225,15 @@ class _Session:
                 hint="Ask for a tick in that range.",
             )
         kind = query.get("q")
-        if kind in QUERIES:
+        if kind in ASKED:
             self.checkpoints.ask(query, fd)
             return {}
-        elif kind in search.SEARCHES:
+        if kind in search.SEARCHES:
             quick = search.answer_at_once(query, self.low_writes, self.checkpoints)
             if quick is None:
                 answer_in_a_fork(fd, partial(self._search, query))
             return quick or {}
-        known = ", ".join([*QUERIES, *search.SEARCHES])
+        known = ", ".join([*ASKED, *search.SEARCHES])
         raise SessionError(f"unknown query {kind!r}", hint=f"Ask for one of: {known}.")
 
     def _search(self, query: Record) -> Record:
