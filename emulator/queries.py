@@ -68,6 +68,11 @@ class Path:
         """Run to exactly a tick."""
         for cpu, end in self.segments(tick):
             run_slice(self.run, cpu, end)
+        if self.run.machine.tick != tick:
+            raise DivergenceError(
+                f"tick {self.run.machine.tick} is as far as the slices go, not {tick}",
+                hint="This is a bug of bootflow: please report it with the trace.",
+            )
 
 
 @dataclass(frozen=True)
@@ -197,11 +202,12 @@ def _hits(path: Path, query: Record) -> Record:
 def _run_until_hit(run: Run, cpu: int, end: int) -> None:
     """Run to a tick, or a little less far once the first hit has stopped the CPU."""
     s = run.machine.state
+    first = bool(s[native.HIT_MODE] == native.HIT_FIRST)
     while run.machine.tick < end:
-        if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+        if first and s[native.HIT_COUNT]:
             return
         begin = run.machine.tick
-        run.advance(cpu, end, exact=True)
+        run.advance(cpu, end, exact=not first)  # a hit stops far from the end: no exact one then
         if run.machine.tick == begin:
             return
 

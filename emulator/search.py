@@ -32,7 +32,9 @@ _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
 _NOT_FOUND: Final = {"found": False}
 
 
-def answer_at_once(query: Record, low_writes: Sequence[Record]) -> Record | None:
+def answer_at_once(
+    query: Record, low_writes: Sequence[Record], checkpoints: Checkpoints
+) -> Record | None:
     """The answer that needs no replay: the last writer of low memory is an event of the trace."""
     if query["q"] != "last-write":
         return None
@@ -43,7 +45,9 @@ def answer_at_once(query: Record, low_writes: Sequence[Record]) -> Record | None
         at = int(row["addr"], 16)
         if row["tick"] <= query["tick"] and at < hi and lo < at + row["size"]:
             kept = ("tick", "cpu", "nip", "symbol", "addr", "size", "value")
-            return {"found": True, "kind": "w", "old": None} | {name: row[name] for name in kept}
+            stage = checkpoints.stage_at(row["tick"], row["cpu"])
+            said = {"found": True, "kind": "w", "old": None, "stage": stage}
+            return said | {name: row[name] for name in kept}
     return dict(_NOT_FOUND)
 
 
