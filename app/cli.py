@@ -104,6 +104,12 @@ def _print_json(document: Any) -> None:
 @click.option("--boot-cpu", type=click.IntRange(0, 15), default=0, show_default=True)
 @click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
 @click.option("--base", type=Size(), help="Load address of the kernel.")
+@click.option(
+    "--corrupt",
+    metavar="ADDR",
+    type=Size(),
+    help="Invert the loaded byte at this real address after the digest was taken.",
+)
 @click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
 @click.option("--until", help="Stop at this symbol or tick.")
@@ -149,6 +155,8 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
         "seed": options["seed"],
         "until": options["until"],
     }
+    if options["corrupt"] is not None:
+        spec["corrupt"] = options["corrupt"]
     if options["quantum"] is not None:
         spec["quantum"] = options["quantum"]
     if options["limit"] is not None:

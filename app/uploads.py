@@ -219,7 +219,7 @@ def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, An
     append = form.get("append", "") or form.get("command-line", "")
     if len(append) > 2047 or not append.isprintable():
         raise BadOption("append: at most 2,047 printable characters")
-    return {
+    spec: dict[str, Any] = {
         "mode": mode,
         "append": append,
         "cpus": cpus,
@@ -231,6 +231,9 @@ def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, An
         "seed": _integer(form, "seed", 0),
         "until": _until(form),
     }
+    if form.get("corrupt", "").strip():
+        spec["corrupt"] = parse_size(form["corrupt"], "corrupt")
+    return spec
 
 
 def _until(form: MultiDict[str, str]) -> str | None:

@@ -69,7 +69,9 @@ def _form(**more: Any) -> dict[str, Any]:
 
 
 def test_curl_gets_the_permalink_as_text(site: Site) -> None:
-    answer = site.client.post("/", data=_form(mode="load", cpus="2", mem="512M", title="hello"))
+    answer = site.client.post(
+        "/", data=_form(mode="load", cpus="2", mem="512M", title="hello", corrupt="0x2000040")
+    )
     assert answer.status_code == 201
     lines = answer.text.splitlines()
     run_id = lines[0].rstrip("/").rsplit("/", 1)[1]
@@ -78,6 +80,7 @@ def test_curl_gets_the_permalink_as_text(site: Site) -> None:
     assert site.enqueued == [run_id]
     run = site.index.get(run_id)
     assert (run.spec["mode"], run.spec["cpus"], run.spec["mem_bytes"]) == ("load", 2, 512 << 20)
+    assert run.spec["corrupt"] == 0x2000040
     assert not run.listed
     assert upload_path(site.index.data_dir, run_id, "kernel").read_bytes() == b"\x7fELFk"
     assert run.files["kernel"]["size_bytes"] == 5
