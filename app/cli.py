@@ -24,6 +24,7 @@ import click
 
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import event_lines, fit, moment_lines
+from emulator.check import check_trace
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
@@ -102,6 +103,7 @@ def _print_json(document: Any) -> None:
 @click.option("--boot-cpu", type=click.IntRange(0, 15), default=0, show_default=True)
 @click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
 @click.option("--base", type=Size(), help="Load address of the kernel.")
+@click.option("--signature", is_flag=True, help="r6 = 0xfeed1234, as 2.6.28-rc1 after a crash.")
 @click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
 @click.option("--until", help="Stop at this symbol or tick.")
@@ -144,6 +146,7 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
         "base_addr": options["base"],
         "checks": not options["no_checks"],
         "debug": options["debug"],
+        "signature": options["signature"],
         "seed": options["seed"],
         "until": options["until"],
     }
@@ -337,6 +340,21 @@ def show_verdict(trace: Path, as_json: bool) -> None:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+
+
+@main.command("check")
+@_trace_argument
+@_json_option
+@click.pass_context
+def show_check(ctx: click.Context, trace: Path, as_json: bool) -> None:
+    """Judge the rules of the hand-off on TRACE; exit status 1 when one fails."""
+    with TraceReader(trace) as reader:
+        report = check_trace(reader)
+    if as_json:
+        _print_json(report.document())
+    else:
+        _print(part for line in report.lines() for part in fit(line, indent=10))
+    ctx.exit(1 if report.failed else 0)
 
 
 # --- the rest ---------------------------------------------------------------------------------

@@ -122,7 +122,8 @@ class Machine:
     Args:
         ram_bytes: size of RAM, a multiple of 4 KiB. cpus: how many. watches: memory whose
         accesses are logged (at most 16 rows in at most 8 pages). ranges: code whose entry is
-        logged, disjoint (at most 128). hypercall: answers `sc 1`. counting: False leaves out the
+        logged, disjoint (at most 128). hypercall: answers `sc 1`. on_range: called with the CPU
+        that stands exactly where a range with RANGE_STOP begins. counting: False leaves out the
         block hook and the watches: the bare baseline of the benchmark.
     """
 
@@ -135,6 +136,7 @@ class Machine:
         ranges: Sequence[Range] = (),
         hypercall: Hypercall,
         on_exception: OnException | None = None,
+        on_range: Callable[[int], None] | None = None,
         counting: bool = True,
     ) -> None:
         self.ram_bytes = ram_bytes
@@ -154,6 +156,7 @@ class Machine:
         self.watch_pages: list[int] = []
         self._hypercall = hypercall
         self._on_exception = on_exception
+        self._on_range = on_range
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
         self._wire(ranges)
@@ -203,6 +206,11 @@ class Machine:
             self.state[at : at + 3] = (row.lo, row.hi, row.ident)
         for cpu in self.cpus:
             cpu.range = (1, 0, -1)
+
+    def set_range_idents(self, ranges: Sequence[Range]) -> None:
+        """Give the same ranges other idents; nobody reports anew."""
+        for n, row in enumerate(sorted(ranges, key=lambda row: row.lo)):
+            self.state[native.RANGES + 3 * n + 2] = row.ident
 
     def read(self, addr: int, size: int) -> bytes:
         """Read physical memory; `addr + size` must lie in RAM."""
@@ -267,7 +275,7 @@ class Machine:
             stop = self._go(cpu, until_tick)
             written = int(s[native.WATCH_WRITTEN])
             if written:
-                self._forget_written(cpu, written)
+                self._notice(cpu, written)
             if stop is not None or not s[native.STOPPED]:
                 continue
             if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
@@ -363,11 +371,13 @@ class Machine:
                 self._drop_page(cpu, page)
                 cpu.code[page] = ram[page : page + PAGE_BYTES]
 
-    def _forget_written(self, cpu: Cpu, written: int) -> None:
-        """Drop the translations of watched pages that this CPU itself wrote."""
+    def _notice(self, cpu: Cpu, written: int) -> None:
+        """Drop the translations of watched pages that this CPU wrote; say that it is at a range."""
         for n, page in enumerate(self.watch_pages):
             if written >> n & 1:
                 self._drop_page(cpu, page)
+        if written & native.STOPPED_AT_RANGE and self._on_range:
+            self._on_range(cpu.number)
 
     def _drop_page(self, cpu: Cpu, page: int) -> None:
         """Drop every translation of a physical page, whatever address it ran under."""
@@ -530,6 +540,10 @@ class Machine:
         finally:
             end_watching()
         return steps
+
+    def pages_written(self) -> list[int]:
+        """Numbers of all pages that were ever written, by the guest or from outside, ascending."""
+        return sorted({*np.flatnonzero(self.dirty).tolist(), *self._page_digests})
 
     def state_digest(self) -> str:
         """Digest of all CPUs and of every page ever written, 32 hex digits.

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from emulator.devicetree import DeviceTree
 from emulator.errors import LimitError, PlacementError
-from emulator.handoff import STAGE_BY_ID
+from emulator.handoff import CRASH_SIGNATURE, LOW_COPY_BYTES, STAGE_BY_ID
 from emulator.images import KernelImage, read_device_tree, read_kernel, read_purgatory
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
@@ -29,6 +29,8 @@ CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
 SUSPICIOUS_BYTES: Final = 128
 """A slice that stayed within so many bytes of code may be a spin: it is probed."""
+MAX_STEPS_IN_LOW: Final = 4096
+"""So many instructions of a secondary in low memory are looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class RunSpec:
     base_addr: int | None = None
     checks: bool = True
     debug: bool = False
+    signature: bool = False
+    """The old kernel leaves 0xfeed1234 in r6, as kexec_sequence of 2.6.28-rc1 did after a crash."""
     quantum: int = DEFAULT_QUANTUM
     seed: int = 0
     until: str | None = None
@@ -68,6 +72,10 @@ class RunSpec:
         spec = cls(**document)
         if spec.mode not in ("load", "load-panic"):
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
+        if spec.signature and spec.mode != "load-panic":
+            raise PlacementError(
+                "a signature in r6 belongs to a crash", hint="use --signature with --load-panic"
+            )
         if not 0 < spec.limit_ticks <= 1 << 40:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
         return spec
@@ -84,6 +92,7 @@ class RunSpec:
             boot_cpu=self.boot_cpu,
             mem_bytes=self.mem_bytes,
             base_addr=self.base_addr,
+            entry_r6=CRASH_SIGNATURE if self.signature else 0,
         )
 
     @property
@@ -120,6 +129,8 @@ class Prepared:
             "t": "placement",
             "kernel_addr": hex64(p.kernel_addr),
             "kernel_bytes": self.kernel.mem_bytes,
+            "link_addr": hex64(self.kernel.link_vaddr),
+            "kernel_low": self.kernel.low256[:LOW_COPY_BYTES].hex(),
             "entry_addr": hex64(p.entry_addr),
             "purgatory_addr": hex64(p.purgatory_addr),
             "dt_addr": hex64(p.dt_addr),
@@ -200,14 +211,16 @@ class Recorder:
         *,
         poll: Callable[[], str | None] = lambda: None,
         on_checkpoint: Callable[[Run], None] = lambda run: None,
+        schedule: Schedule | None = None,
     ) -> None:
         self.spec = prepared.spec
         self.run = prepared.start(emit)
-        self.schedule = Schedule(self.spec.quantum, self.spec.seed)
+        self.schedule = schedule or Schedule(self.spec.quantum, self.spec.seed)
         self._emit, self._poll, self._on_checkpoint = emit, poll, on_checkpoint
         self._parked: dict[int, Parked] = {}
         self._not_spins: set[tuple[int, int, int]] = set()
         self._slices = 0
+        self._steps_in_low: dict[int, int] = {}
         self._last_checkpoint = 0
         self._bases_seen = {"hand-over"}
 
@@ -230,6 +243,7 @@ class Recorder:
             if cancelled:
                 end = self._end("cancelled", cancelled, last, ok=False)
         self._checkpoint()
+        self._emit(self.run.facts.record())
         self._emit(end)
         return end
 
@@ -241,12 +255,34 @@ class Recorder:
         ceiling = self.spec.limit_ticks if stop_at is None else stop_at
         target = min(begin + self.schedule.length(self._slices, running), ceiling)
         self._slices += 1
-        stop = self.run.advance(cpu, target, exact=target == ceiling)
+        stop = self._go(cpu, target, exact=target == ceiling)
         if stop.why == "limit":
             self._probe(cpu)
         if machine.tick > begin:
             self._emit_slice(cpu, begin)
         return self._ended(cpu, stop)
+
+    def _go(self, cpu: int, target: int, *, exact: bool) -> Stop:
+        """Run one CPU; a secondary in low memory step by step, for what it executes there.
+
+        It does not stay there long: it is parked, or it goes on into the kernel.
+        """
+        stepped = cpu != self.run.placement.boot_cpu and self.run.in_low_memory(cpu)
+        if not stepped or self._steps_in_low.get(cpu, 0) >= MAX_STEPS_IN_LOW:
+            return self.run.advance(cpu, target, exact=exact)
+        room = min(PROBE_STEPS, target - self.run.machine.tick)
+        self._steps_in_low[cpu] = self._steps_in_low.get(cpu, 0) + room
+        begin = self.run.machine.tick
+        steps = self.run.trace_steps(cpu, room)
+        if self.run.machine.tick == begin + room:
+            self._park(cpu, begin, find_spin(steps))
+            return Stop("stepped")
+        return self.run.advance(cpu, target, exact=exact)  # it faults, and says why
+
+    def _park(self, cpu: int, begin: int, spin: Spin | None) -> None:
+        if spin is not None:
+            self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
+            self._watch_parked()
 
     def _emit_slice(self, cpu: int, begin: int) -> None:
         nip, symbol, stage = self.run.where(cpu)
@@ -277,9 +313,7 @@ class Recorder:
         spin = find_spin(self.run.trace_steps(cpu, PROBE_STEPS))
         if spin is None:
             self._not_spins.add(key)
-        else:
-            self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
-            self._watch_parked()
+        self._park(cpu, begin, spin)
 
     def _watch_parked(self) -> None:
         """A write to what a parked CPU depends on ends the slice of the writer at once."""
