@@ -38,9 +38,10 @@ def sample_spec(sample: Sample) -> dict[str, Any]:
         "boot_cpu": sample.boot_cpu,
         "mem_bytes": 256 << 20,
         "base_addr": None,
-        "checks": True,
+        "checks": sample.checks,
         "debug": True,
-        "seed": 0,
+        "signature": sample.signature,
+        "seed": sample.seed,
         "until": None,
     }
 

@@ -26,7 +26,12 @@ from emulator.trace import Event, TraceReader
 
 EA_MASK: Final = (1 << 60) - 1
 MAX_EVENTS: Final = 100_000
-_EMPTY: Final = {"entry": [], "access": [], "changed": [], "stray": []}
+_EMPTY: Final[dict[str, list[dict[str, Any]]]] = {
+    "entry": [],
+    "access": [],
+    "changed": [],
+    "stray": [],
+}
 _ABI_NAMES: Final = {FLAG_OFFSET: "run_at_load", KDUMP_FLAG_OFFSET: "kdump_flag"}
 _ON_ITS_WAY: Final = ("hypercall", "console")
 """What a kernel does only after it has decided where to run."""

@@ -75,12 +75,8 @@ class Facts:
 
     def arrive(self, machine: Machine, cpu: int, place: str) -> Arrival:
         """Look at a CPU that stands at the first instruction of a region."""
-        seen = Arrival(
-            machine.tick,
-            cpu,
-            machine.cpus[cpu].registers().named(),
-            machine.read(0, LOW_COPY_BYTES),
-        )
+        registers = machine.cpus[cpu].registers().named()
+        seen = Arrival(machine.tick, cpu, registers, machine.read(0, LOW_COPY_BYTES))
         if place == "kernel" and cpu == self.placement.boot_cpu:
             seen.strays = strays(machine, self.placement)
             seen.tree = _tree(machine, seen.registers["r3"])
@@ -94,10 +90,8 @@ class Facts:
         for row in seen.strays:
             self._add("stray", row)
         row = {name: _hex(registers[name]) for name in ("nip", "msr", *_GPRS)}
-        text = seen.low.hex() if place == "low" else seen.tree
-        self._add(
-            "entry", {"tick": seen.tick, "cpu": seen.cpu, "place": place, "text": text, **row}
-        )
+        row["text"] = seen.low.hex() if place == "low" else seen.tree
+        self._add("entry", {"tick": seen.tick, "cpu": seen.cpu, "place": place, **row})
 
     # --- accesses -----------------------------------------------------------------------------
 
@@ -121,8 +115,10 @@ class Facts:
 
     # --- code that changed ----------------------------------------------------------------------
 
-    def executed(self, cpu: int, begin: int, steps: Sequence[Step], symbols: Sequence[str]) -> None:
-        """What a CPU executed, instruction by instruction, from tick `begin` on."""
+    def executed(
+        self, cpu: int, ticks: tuple[int, int], steps: Sequence[Step], symbols: Sequence[str]
+    ) -> None:
+        """What a CPU executed, instruction by instruction, between two ticks."""
         came = self._arrived.get(cpu)
         if came is None:
             return
@@ -139,7 +135,8 @@ class Facts:
             self._add(
                 "changed",
                 {
-                    "tick": begin + n + 1, "cpu": cpu, "at": at, "now": "0x" + now.hex(),
+                    "tick": min(ticks[0] + n + 1, ticks[1]), "cpu": cpu, "at": at,
+                    "now": "0x" + now.hex(),
                     "was": "0x" + was.hex(), "nip": _hex(step.nip), "symbol": symbols[n],
                     "text": _text(now, at, little), "was_text": _text(was, at, little),
                 },

@@ -400,10 +400,18 @@ class _Loader:
         if backup is not None:
             patcher.number("panic_kernel", 1)
             patcher.number("backup_start", backup.addr)
+        if patcher.size("run_at_load") == 8:
+            return self._patch_proposed(patcher)
         flag = patcher.read("run_at_load")
         if self.options.panic and flag == RUN_AT_ZERO_MAGIC:
             flag = RUN_AT_LOAD
             patcher.number("run_at_load", flag)
+        return flag
+
+    def _patch_proposed(self, patcher: Patcher) -> int:
+        """The thread's snippet 3: a variable of 8 bytes, set to 1 under KEXEC_ON_CRASH."""
+        flag = RUN_AT_LOAD if self.options.panic else 0
+        patcher.doubleword("run_at_load", flag)
         return flag
 
     def _patch_digest(self, patcher: Patcher, purgatory: str) -> str:

@@ -149,7 +149,7 @@ def _low_copy(seen: Evidence) -> Finding:
         return _no_secondaries(seen)
     for entry in seen.arrivals:
         low = bytes.fromhex(entry.text) if len(entry.text) == 2 * LOW_COPY_BYTES else b""
-        own = _written_by_secondaries(seen, entry.tick)
+        own = _written_by_owners(seen, entry.tick)
         for at in range(4, min(len(low), LOW_COPY_BYTES), 4):
             if at == FLAG_OFFSET or low[at : at + 4] == seen.kernel_low[at : at + 4] or at in own:
                 continue
@@ -166,12 +166,17 @@ def _low_copy(seen: Evidence) -> Finding:
     return Finding(PASSED, text, first.tick, first.cpu)
 
 
-def _written_by_secondaries(seen: Evidence, tick: int) -> set[int]:
-    """Words of low memory that secondaries stored into: the acknowledgement of the hold loop."""
+def _written_by_owners(seen: Evidence, tick: int) -> set[int]:
+    """Words of low memory that are the hold loop's or the kernel's: acknowledgement, release."""
+    kernel = seen.entered("kernel")
     return {
         at
         for touch in seen.low_writes
-        if touch.cpu != seen.boot_cpu and touch.stage == "hold" and touch.tick <= tick
+        if touch.tick <= tick
+        and (
+            (touch.cpu != seen.boot_cpu and touch.stage == "hold")
+            or (touch.cpu == seen.boot_cpu and kernel is not None and touch.tick > kernel.tick)
+        )
         for at in range(touch.at & ~3, touch.at + touch.size, 4)
     }
 
@@ -199,9 +204,8 @@ def _last_low_write(seen: Evidence, at: int, tick: int) -> Touch | None:
 
 
 def _iseries(seen: Evidence) -> Finding:
-    pointer = int.from_bytes(
-        seen.kernel_low[ISERIES_OFFSET : ISERIES_OFFSET + ISERIES_BYTES], "big"
-    )
+    raw = seen.kernel_low[ISERIES_OFFSET : ISERIES_OFFSET + ISERIES_BYTES]
+    pointer = int.from_bytes(raw, "big")
     link, size = seen.link_addr, int(seen.placement.get("kernel_bytes", 0))
     inside = pointer >> 60 == 0xC and link <= pointer & EA_MASK < link + size
     if not seen.kernel_big or not inside:
@@ -311,8 +315,8 @@ def _order_mismatch(seen: Evidence) -> str:
     )
     if given == swapped:
         return (
-            f'{pair} kexec compares "run0" in its own byte order, reads 0x{given:x} and does not set'
-            f" the flag; the kernel reads {flag_text(read)}."
+            f'{pair} kexec compares "run0" in its own byte order, reads 0x{given:x} and does not'
+            f" set the flag; the kernel reads {flag_text(read)}."
         )
     return f"{pair} the flag was written as {flag_text(given)} and reads {flag_text(read)}."
 
@@ -342,9 +346,8 @@ def _flag_written(seen: Evidence) -> Finding:
     if exact:
         return _flag_width(seen, exact[-1])
     if seen.meant == "move":
-        return Finding(
-            NA, f"Nobody wrote it, and nobody had to: it reads {flag_text(reads[0].value)}."
-        )
+        is_now = flag_text(reads[0].value)
+        return Finding(NA, f"Nobody wrote it, and nobody had to: it reads {is_now}.")
     near = [t for t in seen.head_writes if t.changes]
     beside = (
         f" {_where(near[0])} writes {flag_text(near[0].value)} at kernel+0x{near[0].at:x} instead."
@@ -437,7 +440,7 @@ def _digest(seen: Evidence) -> Finding:
 
 
 def _bounds(seen: Evidence) -> Finding:
-    """Purgatory writes its own memory, the flag, the first word at 0, the device tree's boot CPU."""
+    """Purgatory's are its memory, the flag, the first word at 0, the device tree's boot CPU."""
     if seen.entered("purgatory") is None:
         return Finding(NA, "Purgatory never ran.")
     flag = seen.flag
@@ -447,15 +450,15 @@ def _bounds(seen: Evidence) -> Finding:
         )  # fmt: skip
         if touch.changes and not own:
             text = (
-                f"{_where(touch)} changes kernel+0x{touch.at:x}, {touch.size} bytes, from"
-                f" 0x{touch.old.hex()} to 0x{touch.raw.hex()}."
+                f"{_where(touch)} writes {touch.size} bytes at kernel+0x{touch.at:x}, value"
+                f" 0x{touch.value:x}, where 0x{touch.old.hex()} stood."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
     for touch in seen.low_writes:
         if touch.stage in _IN_HEAD and touch.changes and touch.at + touch.size > 4:
             text = (
-                f"{_where(touch)} changes 0x{touch.at:x} of low memory, {touch.size} bytes, from"
-                f" 0x{touch.old.hex()} to 0x{touch.raw.hex()}."
+                f"{_where(touch)} writes {touch.size} bytes at 0x{touch.at:x}, value"
+                f" 0x{touch.value:x}, where 0x{touch.old.hex()} stood."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
     entry = seen.entered("kernel")
@@ -480,7 +483,9 @@ def _secondaries(seen: Evidence) -> Finding:
     if not seen.secondaries:
         return Finding(NA, "There is one CPU only.")
     reached = seen.entered("kernel") is not None
-    waiting, released, last_tick = [], [], None
+    waiting: list[int] = []
+    released: list[int] = []
+    last_tick: int | None = None
     for cpu in seen.secondaries:
         last = seen.last_stage(cpu)
         stage = last.text if last is not None else "hand-over"
@@ -497,11 +502,9 @@ def _secondaries(seen: Evidence) -> Finding:
             return Finding(FAILED, text, last.tick if last is not None else None, cpu)
     if released or waiting:
         parts = [f"{_count(len(released), 'secondary')} released"] if released else []
-        parts += [f"{_count(len(waiting), 'secondary')} in the hold loop at the end"] * bool(
-            waiting
-        )
-        cpu = released[-1] if released else None
-        return Finding(PASSED, f"{_sentence(', '.join(parts))}", last_tick, cpu)
+        held = [f"{_count(len(waiting), 'secondary')} in the hold loop at the end"]
+        text = _sentence(", ".join(parts + (held if waiting else [])))
+        return Finding(PASSED, text, last_tick, released[-1] if released else None)
     return Finding(NA, "The run ended before they came.")
 
 
@@ -515,7 +518,7 @@ def _sentence(text: str) -> str:
 
 
 RULES: Final = (
-    Rule("boot-entry", "The boot CPU enters at offset 0 with r3 = device tree, r4 = kernel, r5 = 0.",
+    Rule("boot-entry", "The boot CPU enters at 0 with r3 = device tree, r4 = kernel, r5 = 0.",
          "thread; linux head_64.S: __start; kexec-tools v2wrap.S", _boot_entry),
     Rule("entry-mode", "Every CPU enters the kernel's code 64-bit, big-endian, in real mode.",
          "linux head_64.S: FIXUP_ENDIAN; misc_64.S", _entry_mode),

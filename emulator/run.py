@@ -2,7 +2,8 @@
 
 What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the
 events of the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no
-slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and session both drive it.
+slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and
+session both drive it.
 """
 
 from __future__ import annotations
@@ -144,7 +145,7 @@ class Run:
             steps and steps[0].nip & native.EA_MASK < LOW_COPY_BYTES
         ):
             names = [self.names.name_at(step.nip) for step in steps]
-            self.facts.executed(cpu, begin, steps, names)
+            self.facts.executed(cpu, (begin, self.machine.tick), steps, names)
         return steps
 
     def in_low_memory(self, cpu: int) -> bool:
@@ -268,11 +269,13 @@ class Run:
                 )  # fmt: skip
 
     def _is_fact(self, row: Access, stage: str) -> bool:
-        """Whether the rules ask for an access to the kernel's first bytes: all writes and, until
-        the kernel has decided where to run, its own reads.
+        """Whether the rules ask for an access to the kernel's first bytes.
+
+        Until the kernel has decided where to run: all writes, and its own reads. After that, who is
+        not in the kernel yet.
         """
         if row.kind == native.LOG_WRITE:
-            return not self.tracker.decided
+            return not self.tracker.decided or stage in ("hand-over", "hold", "purgatory", "digest")
         return row.cpu == self.placement.boot_cpu and stage in ("head", "relocate", "copy")
 
     def _ordered(self, row: Access) -> int:

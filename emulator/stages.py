@@ -224,8 +224,7 @@ class StageTracker:
     ) -> Change | None:
         """Take in one row of the native log; the stage change it means, if any.
 
-        Args:
-            interrupted: an interrupt took the CPU there, so that it may be a vector.
+        `interrupted`: an interrupt took the CPU there, so that it may be a vector.
         """
         row = None if ident < 0 else self.rows[ident & (RANGE_STOP - 1)]
         at = self.cpus[cpu]
@@ -240,7 +239,8 @@ class StageTracker:
             self.decided = True
         if stage == at.stage:
             return None
-        released = at.stage == "hold" and stage != "hold" and not at.released
+        released = at.stage == "hold" and stage in (*_KERNEL_BASES, "relocate", "copy")
+        released = released and not at.released
         at.released = at.released or released
         at.stage, at.since = stage, tick
         self.digest_checked = self.digest_checked or stage == "digest"
