@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
+
 from emulator import native
 from emulator.cpu import Cpu
 from emulator.disassembly import disassemble
@@ -72,6 +75,10 @@ class Run:
         rows = self._code_rows(moved=False)
         self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
         self.names = placement.address_map
+        self.on_access: Callable[[Access], None] | None = None
+        """Takes the accesses that a query looks for; they are no events then."""
+        self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
+        """Takes the rows of `Machine.take_trail` after each slice."""
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -92,6 +99,11 @@ class Run:
         for cpu, start in zip(self.machine.cpus, placement.cpu_starts, strict=True):
             gpr = {f"r{n}": value for n, value in start.gpr.items()}
             cpu.set_registers({"nip": start.nip, "msr": start.msr} | gpr)
+
+    def mute(self) -> None:
+        """Emit nothing from here on: what runs now has been recorded."""
+        self._emit = lambda record: None
+        self.on_trail = None
 
     def _watches(self) -> list[Watch]:
         both = native.LOG_READ | native.LOG_WRITE
@@ -153,9 +165,13 @@ class Run:
         return self.machine.cpus[cpu].nip & native.EA_MASK < LOW_COPY_BYTES
 
     def _drain(self) -> None:
+        if self.on_trail is not None:
+            self.on_trail(self.machine.take_trail())
         for row in self.machine.take_log():
             if row.kind == native.LOG_RANGE:
                 self._note_range(row)
+            elif self.on_access is not None:
+                self.on_access(row)
             else:
                 self._note_access(row)
         self._arrivals.clear()
@@ -173,7 +189,7 @@ class Run:
             self.facts.entered(seen, region)
         if region in ("purgatory", "kernel") and region not in self._entered:
             self._entered.add(region)
-            self.machine.set_range_idents(native_ranges(self._set_rows()))
+            self.machine.set_ranges(native_ranges(self._set_rows()), anew=False)
         if self.tracker.moved and not self.names.kernel_at_zero:
             self._kernel_moved()
 
