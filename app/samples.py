@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ def sample_run_id(sample: Sample) -> str:
     for part in (repr(sample).encode(), sample.kernel_bytes(), sample.purgatory_bytes()):
         digest.update(len(part).to_bytes(8, "big") + part)
     return base64.b32encode(digest.digest()[:16]).decode().rstrip("=").lower()
+
+
+@lru_cache(maxsize=1)
+def _samples_by_run() -> dict[str, Sample]:
+    return {sample_run_id(sample): sample for sample in SAMPLES}
+
+
+def sample_of_run(run_id: str) -> Sample | None:
+    """Return the sample that a run is, None for anybody's own run."""
+    return _samples_by_run().get(run_id)
 
 
 def sample_spec(sample: Sample) -> dict[str, Any]:

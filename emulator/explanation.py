@@ -1,4 +1,4 @@
-"""Why the flag is what it is: the deciding branches, told in sentences with the ticks that show them.
+"""Why the flag is what it is: the deciding branches, in sentences with the ticks that show them.
 
 What it is: `explain` looks with the queries of a session at a few instructions around the flag's
 write, the branch that skipped it, and the kernel's reads, and says what was compared with what and

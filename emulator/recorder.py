@@ -149,6 +149,7 @@ class Prepared:
     def record(self) -> Record:
         """The placement record of the trace: what was put where."""
         p = self.placement
+        places = p.purgatory_symbols
         return {
             "t": "placement",
             "kernel_addr": hex64(p.kernel_addr),
@@ -174,13 +175,9 @@ class Prepared:
                 for s in p.segments
             ],
             "variables": [
-                {
-                    "name": row.name,
-                    "addr": hex64(p.purgatory_symbols[row.name][0]),
-                    "size": row.size,
-                }
+                {"name": row.name, "addr": hex64(places[row.name][0]), "size": row.size}
                 for row in PURGATORY_SYMBOLS
-                if row.name in p.purgatory_symbols and row.name != "purgatory_start"
+                if row.name in places and row.name != "purgatory_start"
             ],
             "flags": [
                 {"name": flag.name, "addr": hex64(p.kernel_addr + at), "at": at, "size": flag.size}

@@ -39,6 +39,8 @@ class Sample:
     """Of the schedule."""
     thread: str = ""
     """What of the thread of October 2008 it shows."""
+    beside: str = ""
+    """Name of the sample that it is to be read beside."""
 
     def kernel_bytes(self) -> bytes:
         """Return the kernel's file."""
@@ -75,6 +77,7 @@ def _pair(
     purgatory_order: str = "",
     checks: bool = False,
     signature: bool = False,
+    beside: str = "",
 ) -> Sample:
     """Return a sample on two CPUs; kernel and purgatory are the names that build.sh gives them."""
 
@@ -93,6 +96,7 @@ def _pair(
         checks=checks,
         signature=signature,
         thread=thread,
+        beside=beside,
     )
 
 
@@ -153,6 +157,7 @@ SAMPLES = (
         "2.6.27: no flag, a kernel linked at 32 MiB",
         "Nobody tells it anything: it copies itself to where it was linked, onto itself.",
         "before: PHYSICAL_START decides, at build time",
+        beside="noflag0-be",
     ),
     _pair(
         "noflag0-be",
@@ -162,6 +167,7 @@ SAMPLES = (
         "2.6.27: no flag, a kernel linked at 0, loaded for a crash",
         "Nothing can tell it to stay: it runs over the crashed kernel's memory.",
         "why a flag is needed at all",
+        beside="noflag-be",
     ),
     _pair(
         "kdumpflag-be",
@@ -172,6 +178,7 @@ SAMPLES = (
         "kexec_sequence leaves 0xfeed1234 in r6; purgatory stores 64 bits at kernel+0x18.",
         "the __kdump_flag ABI that Milton Miller calls overly constraining",
         signature=True,
+        beside="runatload-be",
     ),
     _pair(
         "kdumpflag-kexec-be",
@@ -190,6 +197,7 @@ SAMPLES = (
         "2.6.28: __run_at_load at 0x5c, as merged",
         "The kernel's word goes through purgatory's own 0x5c, where kexec-tools makes it 1.",
         "this flag only controls run without relocating, so rename it __run_at_load",
+        beside="kdumpflag-be",
     ),
     _pair(
         "posted-be",
@@ -199,6 +207,7 @@ SAMPLES = (
         "Snippets 1-3 as posted: cmpd 18,1",
         "cmpd 18,1 compares r18 with r1, the stack pointer: the flag is never marked.",
         "code snippets 1, 2 and 3, word for word",
+        beside="meant-be",
     ),
     _pair(
         "meant-be",
@@ -208,6 +217,7 @@ SAMPLES = (
         "Snippets 1-3 as meant: cmpdi 18,1",
         "One letter more: r18 is compared with the number 1, and the flag is marked.",
         "code snippets 1, 2 and 3, with cmpdi",
+        beside="posted-be",
     ),
     _pair(
         "posted-le",
@@ -218,6 +228,7 @@ SAMPLES = (
         "The same mistake in the other byte order.",
         "code snippets 1, 2 and 3, word for word",
         order="le",
+        beside="meant-le",
     ),
     _pair(
         "meant-le",
@@ -228,6 +239,7 @@ SAMPLES = (
         "The same cure in the other byte order.",
         "code snippets 1, 2 and 3, with cmpdi",
         order="le",
+        beside="posted-le",
     ),
     _pair(
         "restores-be",
@@ -303,6 +315,7 @@ SAMPLES = (
         "Race: a secondary writes the flag, and nobody waits",
         "It comes in time here; `bootflow check --schedules` finds when it does not.",
         "who writes the flag, and when",
+        beside="waits-be",
     ),
     _pair(
         "waits-be",
@@ -312,6 +325,7 @@ SAMPLES = (
         "No race: a secondary writes the flag, and purgatory waits",
         "65,536 turns of a loop are enough in every schedule.",
         "who writes the flag, and when",
+        beside="race-be",
     ),
     _pair(
         "offset-be",
@@ -340,6 +354,7 @@ SAMPLES = (
         "Mistake: the flag of 4 bytes is loaded as 8, and stored as 4",
         "On big endian the word at 0x60 goes to 0x5c.",
         "it was 8 bytes for a boolean flag",
+        beside="width-le",
     ),
     _pair(
         "width-le",
@@ -350,6 +365,7 @@ SAMPLES = (
         "The same code is right on little endian: the flag is the low half.",
         "it was 8 bytes for a boolean flag",
         order="le",
+        beside="width-be",
     ),
     _pair(
         "clobber-be",
@@ -428,6 +444,7 @@ SAMPLES = (
         "Purgatory writes __kdump_flag at 0x18; the kernel listens at 0x5c.",
         "the flag's ABI is between two projects",
         signature=True,
+        beside="mismatch-new-old-be",
     ),
     _pair(
         "mismatch-none-new-be",
@@ -447,6 +464,7 @@ SAMPLES = (
         "Purgatory writes 0x5c; the kernel listens at 0x18.",
         "the flag's ABI is between two projects",
         signature=True,
+        beside="mismatch-old-new-be",
     ),
     _pair(
         "mismatch-le-be",
