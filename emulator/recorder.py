@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from emulator.adversary import Adversary
 from emulator.devicetree import DeviceTree
 from emulator.errors import LimitError, PlacementError
 from emulator.handoff import (
@@ -56,6 +57,8 @@ class RunSpec:
     """The old kernel leaves 0xfeed1234 in r6, as kexec_sequence of 2.6.28-rc1 did after a crash."""
     quantum: int = DEFAULT_QUANTUM
     seed: int = 0
+    schedule: str = ""
+    """A schedule that looks for trouble (`adversary`); "" for quantum and seed alone."""
     until: str | None = None
     """A symbol of the kernel, or a tick in decimal."""
     limit_ticks: int = DEFAULT_LIMIT_TICKS
@@ -80,20 +83,21 @@ class RunSpec:
         spec = cls(**document)
         if spec.mode not in ("load", "load-panic"):
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
-        if spec.signature and spec.mode != "load-panic":
-            raise PlacementError(
-                "a signature in r6 belongs to a crash", hint="use --signature with --load-panic"
-            )
         if not 0 < spec.limit_ticks <= MAX_LIMIT_TICKS:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
         if not 0 <= spec.seed < 1 << 64:
             raise LimitError(f"seed {spec.seed}", hint="give a number below 2^64")
-        Schedule(spec.quantum, spec.seed)
+        spec.make_schedule()
         places = Addresses.__dataclass_fields__
         for name, value in (spec.addresses or {}).items():
             if name not in places or type(value) is not int:
                 raise PlacementError(f"address {name!r} is {value!r}", hint=f"know {list(places)}")
         return spec
+
+    def make_schedule(self) -> Schedule | Adversary:
+        """The schedule that it asks for."""
+        base = Schedule(self.quantum, self.seed)
+        return Adversary(self.schedule, base) if self.schedule else base
 
     @property
     def load_options(self) -> LoadOptions:
@@ -107,7 +111,7 @@ class RunSpec:
             boot_cpu=self.boot_cpu,
             mem_bytes=self.mem_bytes,
             base_addr=self.base_addr,
-            entry_r6=CRASH_SIGNATURE if self.signature else 0,
+            entry_r6=CRASH_SIGNATURE if self.signature and self.mode == "load-panic" else 0,
         )
 
     @property
@@ -120,8 +124,8 @@ _NONE: Final = type(None)
 _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
     "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,),
-    "signature": (bool,), "quantum": (int,), "seed": (int,), "until": (str, _NONE),
-    "limit_ticks": (int,), "addresses": (dict, _NONE),
+    "signature": (bool,), "quantum": (int,), "seed": (int,), "schedule": (str,),
+    "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
 }  # fmt: skip
 
 
@@ -224,6 +228,17 @@ class Parked:
     """(physical address, content) of what it reads and of the instructions it runs."""
 
 
+def _telling(adversary: Adversary, emit: Emit) -> Emit:
+    """Let a schedule know of every write into 0x0-0x100 that is emitted."""
+
+    def tell(record: Record) -> None:
+        if record["t"] == "event" and record["kind"] == "low-write":
+            adversary.wrote(record["cpu"])
+        emit(record)
+
+    return tell
+
+
 class Recorder:
     """Runs a hand-off to its end and emits its records.
 
@@ -241,11 +256,14 @@ class Recorder:
         *,
         poll: Callable[[Run], str | None] = lambda run: None,
         on_checkpoint: Callable[[Run], object] = lambda run: run.machine.take_dirty(),
-        schedule: Schedule | None = None,
     ) -> None:
         self.spec = prepared.spec
+        self.schedule = self.spec.make_schedule()
+        if isinstance(self.schedule, Adversary):
+            emit = _telling(self.schedule, emit)
         self.run = prepared.start(emit)
-        self.schedule = schedule or Schedule(self.spec.quantum, self.spec.seed)
+        if isinstance(self.schedule, Adversary):
+            self.schedule.attach(lambda: self.run.machine.tick)
         self._emit, self._poll, self._on_checkpoint = emit, poll, on_checkpoint
         self._parked: dict[int, Parked] = {}
         self._not_spins: set[tuple[int, int, int]] = set()
