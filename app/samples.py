@@ -53,6 +53,7 @@ def sample_spec(sample: Sample) -> dict[str, Any]:
         "debug": True,
         "signature": sample.signature,
         "seed": sample.seed,
+        "schedule": sample.schedule,
         "until": None,
     }
 

@@ -8,10 +8,9 @@ What shapes it, beside Unicorn's own quirks (`cpu`):
 
 - `uc_emu_stop` from the block hook acts before the block runs: a slice ends on an exact tick that
   way.
-- Memory hooks force every load and store of the guest onto a slow path (3.5 times slower on the
-  digest loop). Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data
-  accesses of those pages reach a native callback, everything else runs at full speed. See
-  `native`.
+- Memory hooks force every load and store onto a slow path (3.5 times slower on the digest loop).
+  Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data accesses of
+  those pages reach a native callback (`native`), everything else runs at full speed.
 - A write through MMIO, or by another CPU, does not drop translated blocks: `_drop_stale_code` does.
 - A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
@@ -126,8 +125,7 @@ class Machine:
         ram_bytes: size of RAM, a multiple of 4 KiB. cpus: how many. watches: memory whose
         accesses are logged (at most 16 rows in at most 8 pages). ranges: code whose entry is
         logged, disjoint (at most 128). hypercall: answers `sc 1`. on_range: called with the CPU
-        that stands exactly where a range with RANGE_STOP begins. counting: False leaves out the
-        block hook and the watches: the bare baseline of the benchmark.
+        that stands where a range with RANGE_STOP begins. counting: False is the bench's baseline.
     """
 
     def __init__(
@@ -354,6 +352,8 @@ class Machine:
     def _finish_block(self, cpu: Cpu, until_tick: int) -> Stop | None:
         """Run the first instructions of the block at NIP, up to exactly `until_tick`."""
         nip = cpu.nip
+        if until_tick <= self.tick:  # asked to stop where it starts, Unicorn fetches before it
+            return None
         end = nip + 4 * (until_tick - self.tick)
         cpu.drop_code(nip, end + 4)
         try:
@@ -553,7 +553,7 @@ class Machine:
         return steps
 
     def pages_written(self) -> list[int]:
-        """Numbers of all pages that were ever written, by the guest or the loader, ascending."""
+        """Numbers of all pages that were ever written, by the guest or the loader."""
         return sorted({*np.flatnonzero(self.dirty | self._unhashed).tolist(), *self._page_digests})
 
     def take_dirty(self) -> npt.NDArray[np.int64]:

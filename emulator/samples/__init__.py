@@ -39,6 +39,8 @@ class Sample:
     """Of the schedule."""
     thread: str = ""
     """What of the thread of October 2008 it shows."""
+    schedule: str = ""
+    """A schedule that looks for trouble (`emulator/adversary.py`); "" for the usual one."""
     beside: str = ""
     """Name of the sample that it is to be read beside."""
 
@@ -77,6 +79,7 @@ def _pair(
     purgatory_order: str = "",
     checks: bool = False,
     signature: bool = False,
+    schedule: str = "",
     beside: str = "",
 ) -> Sample:
     """Return a sample on two CPUs; kernel and purgatory are the names that build.sh gives them."""
@@ -96,6 +99,7 @@ def _pair(
         checks=checks,
         signature=signature,
         thread=thread,
+        schedule=schedule,
         beside=beside,
     )
 
@@ -315,7 +319,18 @@ SAMPLES = (
         "Race: a secondary writes the flag, and nobody waits",
         "It comes in time here; `bootflow check --schedules` finds when it does not.",
         "who writes the flag, and when",
-        beside="waits-be",
+        beside="race-lost-be",
+    ),
+    _pair(
+        "race-lost-be",
+        "be",
+        "race",
+        "load-panic",
+        "Race, lost: the same images, another schedule",
+        "The flag is written between the kernel's two reads: relocated for 0, not copied there.",
+        "who writes the flag, and when",
+        schedule="others:33:1",
+        beside="race-be",
     ),
     _pair(
         "waits-be",

@@ -50,6 +50,8 @@ EXPECTED: dict[str, tuple[str, str, str, str]] = {
     "late-le": ("relocated", "run_at_load", "flag-written flag-value outcome bounds",
                 "iseries-pointer"),
     "race-be": ("stayed", "run_at_load", "bounds", "iseries-pointer"),
+    "race-lost-be": ("stopped", "run_at_load", "flag-written flag-value outcome bounds",
+                     "iseries-pointer"),
     "waits-be": ("stayed", "run_at_load", "bounds", "iseries-pointer"),
     "offset-be": ("relocated", "run_at_load", "flag-written flag-value outcome bounds",
                   "iseries-pointer flag-abi"),
