@@ -187,9 +187,10 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
         ("entry", "The kernel is entered where it lies. The word at 0 is for nobody now."),
     ),
     "iseries": (
-        *_OPENING,
+        _OPENING[0],
         ("copied", "0x20 holds a pointer: the iSeries hypervisor reads it, in the image and at"
                    " 0. No flag may stand there."),
+        *_OPENING[1:],
         ("head write", "The flag goes to 0x5c, and 0x20 stays what it is."),
         *_MOVES,
     ),
@@ -289,7 +290,7 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
 
 def story_of(sample: Sample) -> tuple[Row, ...]:
     """The rows of a sample: those of its name without the byte order."""
-    return STORIES[sample.name.removesuffix("-be").removesuffix("-le")]
+    return STORIES[sample.name[: -len("-be")]]
 
 
 def pin(sample: Sample, seen: Evidence) -> tuple[Note, ...]:
