@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +26,7 @@ import click
 from app.exploring import Explored, explore_trace, record_races
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
+from app.verify import verification_document, verification_lines, verify
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
 from emulator.explanation import Sentence, explain
@@ -106,6 +108,12 @@ def _print_json(document: Any) -> None:
 @click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
 @click.option("--base", type=Size(), help="Load address of the kernel.")
 @click.option("--signature", is_flag=True, help="r6 = 0xfeed1234, as 2.6.28-rc1 after a crash.")
+@click.option(
+    "--corrupt",
+    metavar="ADDR",
+    type=Size(),
+    help="Invert the loaded byte at this real address after the digest was taken.",
+)
 @click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
 @click.option("--schedule", default="", help="One that check --schedules names.")
@@ -154,6 +162,8 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
         "schedule": options["schedule"],
         "until": options["until"],
     }
+    if options["corrupt"] is not None:
+        spec["corrupt"] = options["corrupt"]
     if options["quantum"] is not None:
         spec["quantum"] = options["quantum"]
     if options["limit"] is not None:
@@ -191,7 +201,7 @@ class _Progress:
     WIDTH = 32
 
     def __init__(self, goal: int) -> None:
-        self._goal, self._start, self._shown = goal, time.monotonic(), 0.0
+        self.goal, self._start, self._shown = goal, time.monotonic(), 0.0
         self._on = sys.stderr.isatty()
 
     def show(self, tick: int) -> None:
@@ -202,8 +212,8 @@ class _Progress:
         self._shown = now
         rate = tick / max(now - self._start, 0.001) / 1e6
         bar = ""
-        if self._goal:
-            done = min(tick * self.WIDTH // self._goal, self.WIDTH)
+        if self.goal:
+            done = min(tick * self.WIDTH // self.goal, self.WIDTH)
             bar = f"[{'#' * done}{'.' * (self.WIDTH - done)}] "
         click.echo(f"\r{bar}{tick / 1e6:,.1f} M ticks, {rate:,.0f} M/s ", err=True, nl=False)
 
@@ -386,6 +396,32 @@ def _explored(pool: SessionPool, trace: Path, seeds: int) -> Explored:
             click.echo(f"\r{done} of {of} schedules ", err=True, nl=done == of)
 
     return record_races(pool, trace, explore_trace(trace, seeds, show))
+
+
+@main.command("verify")
+@_trace_argument
+@_json_option
+@click.pass_context
+def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
+    """Prove TRACE: run it again, compare every row; exit status 1 if anything differs."""
+    progress = _Progress(0)
+
+    def show(tick: int, goal: int) -> None:
+        progress.goal = goal
+        progress.show(tick)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="bootflow-") as folder,
+        SessionPool(_LIMITS, keep_spare=False) as pool,
+        _terminated_as_interrupted(),
+    ):
+        done = verify(trace, pool, Path(folder) / "again", on_tick=show)
+    progress.clear()
+    if as_json:
+        _print_json(verification_document(done))
+    else:
+        _print(part for line in verification_lines(done) for part in fit(line, indent=10))
+    ctx.exit(0 if done.verified else 1)
 
 
 # --- the rest ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ What shapes it, beside Unicorn's own quirks (`cpu`):
   Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data accesses of
   those pages reach a native callback (`native`), everything else runs at full speed.
 - A write through MMIO, or by another CPU, does not drop translated blocks: `_drop_stale_code` does.
+  Nor does a second write of the same CPU to a page of code: the block hook compares (`native`).
 - A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
 """
@@ -23,14 +24,13 @@ import hashlib
 import mmap
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from emulator import mmu, native
-from emulator.cpu import PAGE_BYTES, U64, Cpu, Registers, fill_engine_slots
+from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
 from emulator.ppc64 import (
     INTERRUPTS,
@@ -48,6 +48,9 @@ from emulator.ppc64 import (
     SPR_SRR0,
     SPR_SRR1,
 )
+from emulator.sightings import Access, Range, Step, Stop, Watch
+
+__all__ = ["Access", "Machine", "Range", "Step", "Stop", "Watch"]
 
 TRAIL_STEP_TICKS: Final = 16_384
 TRAIL_ROWS: Final = 65_536
@@ -56,60 +59,6 @@ _TLB_INSTRUCTIONS: Final = (306, 274, 566)
 """Extended opcodes under 31 of tlbie, tlbiel, tlbsync."""
 _SRR1_CLEARED: Final = 0x783F0000
 """SRR1 33:36 and 42:47 say why, not what MSR was (Power ISA 3.1 Book III 7.2.1)."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """One row of the native log: a watched access or a change of range, at an exact tick."""
-
-    kind: int
-    """native.LOG_RANGE, LOG_WRITE or LOG_READ."""
-    tick: int
-    cpu: int
-    nip: int
-    addr: int
-    """Physical address of the access; for LOG_RANGE the NIP without its top four bits."""
-    size: int
-    value: int
-    """The bytes as a big-endian number; for LOG_RANGE the range's id, -1 for none."""
-    msr: int
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Physical memory [lo, hi) whose accesses are logged: kinds LOG_READ | LOG_WRITE."""
-
-    lo: int
-    hi: int
-    kinds: int
-
-
-@dataclass(frozen=True)
-class Range:
-    """Code [lo, hi), without the top four bits of its address, whose entry is logged."""
-
-    lo: int
-    hi: int
-    ident: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why `run` came back. `why`: limit, written, log, stopped, fault."""
-
-    why: str
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One instruction seen by `trace_steps`, before it ran."""
-
-    nip: int
-    word: int
-    registers: Registers
-    special: bool
-    """It reads the timebase: its result depends on the tick."""
 
 
 Hypercall = Callable[["Machine", int, list[int]], list[int] | str]
@@ -148,6 +97,8 @@ class Machine:
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._prepared = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint8)
+        self._opened = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint16)
+        self._copies = np.zeros((cpus, native.OPENED_MAX * PAGE_BYTES), np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
         self._last: Cpu | None = None
@@ -272,8 +223,6 @@ class Machine:
                 break
             stop = self._go(cpu, until_tick)
             written = int(s[native.WATCH_WRITTEN])
-            if written:
-                self._notice(cpu, written)
             if stop is not None or not s[native.STOPPED]:
                 continue
             if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
@@ -315,6 +264,9 @@ class Machine:
         s[native.CPU] = cpu.number
         s[native.PID] = cpu.spr(SPR_PID) & 0xFFFFFFFF
         s[native.PREPARED_ADDR] = self._prepared[cpu.number].ctypes.data
+        s[native.OPENED_ADDR] = self._opened[cpu.number].ctypes.data
+        s[native.COPIES_ADDR] = self._copies[cpu.number].ctypes.data
+        s[native.OPENED_COUNT] = cpu.opened
         s[native.RANGE_LO], s[native.RANGE_HI], s[native.RANGE_CLASS] = cpu.range
         s[native.BLOCK_BYTES] = 0
         s[native.WATCH_WRITTEN] = 0
@@ -326,6 +278,7 @@ class Machine:
         s = self.state
         cpu.range = tuple(s[[native.RANGE_LO, native.RANGE_HI, native.RANGE_CLASS]].tolist())
         cpu.retired += self.tick - begin
+        cpu.opened = int(s[native.OPENED_COUNT])
         count = int(s[native.FETCH_COUNT])
         if count > native.FETCHED_MAX:  # more than could be noted: start over with what is known
             cpu.drop_all_code()
@@ -345,6 +298,7 @@ class Machine:
         s[native.FAULT_WHY] = 0
         refused = cpu.go(end)
         self._settle(cpu.nip)
+        self._forget_written(cpu)
         if cpu.interrupt >= 0:
             return self._interrupted(cpu)
         return self._refused(cpu) if refused else None
@@ -371,13 +325,30 @@ class Machine:
                 self._drop_page(cpu, page)
                 cpu.code[page] = ram[page : page + PAGE_BYTES]
 
-    def _notice(self, cpu: Cpu, written: int) -> None:
-        """Drop the translations of watched pages that this CPU wrote; say that it is at a range."""
+    def _forget_written(self, cpu: Cpu) -> None:
+        """Drop the translations of code that this CPU wrote; say so if it stands at a range."""
+        s = self.state
+        written = int(s[native.WATCH_WRITTEN])
         for n, page in enumerate(self.watch_pages):
             if written >> n & 1:
                 self._drop_page(cpu, page)
         if written & native.STOPPED_AT_RANGE and self._on_range:
             self._on_range(cpu.number)
+        if not written & native.CODE_WRITTEN:
+            return
+        stale = int(s[native.STALE_PAGE])
+        if stale >= 0:
+            self._drop_page(cpu, stale)
+        else:
+            self._drop_everything(cpu)
+
+    def _drop_everything(self, cpu: Cpu) -> None:
+        """Drop every translation and all that is known about code pages."""
+        cpu.drop_all_code()
+        cpu.flush_tlb()
+        self._prepared[cpu.number][:] = 0
+        self._opened[cpu.number][:] = 0
+        self.state[native.OPENED_COUNT] = 0
 
     def _drop_page(self, cpu: Cpu, page: int) -> None:
         """Drop every translation of a physical page, whatever address it ran under."""
@@ -388,6 +359,11 @@ class Machine:
         s[native.PROBE] = -1
         cpu.flush_tlb()
         self._prepared[cpu.number][page // PAGE_BYTES] = 0
+        slot = int(self._opened[cpu.number][page // PAGE_BYTES])
+        if slot:
+            at = (slot - 1) * PAGE_BYTES
+            now = np.frombuffer(self.ram, np.uint8, PAGE_BYTES, page)
+            self._copies[cpu.number][at : at + PAGE_BYTES] = now
 
     # --- what interrupts a CPU ------------------------------------------------------------------
 

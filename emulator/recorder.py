@@ -62,6 +62,8 @@ class RunSpec:
     until: str | None = None
     """A symbol of the kernel, or a tick in decimal."""
     limit_ticks: int = DEFAULT_LIMIT_TICKS
+    corrupt: int | None = None
+    """Real address of a loaded byte to invert after the loader took its digest."""
     addresses: Mapping[str, int] | None = None
     """Places to use instead of choosing them (`placement.Addresses`)."""
 
@@ -126,6 +128,7 @@ _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,),
     "signature": (bool,), "quantum": (int,), "seed": (int,), "schedule": (str,),
     "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
+    "corrupt": (int, _NONE),
 }  # fmt: skip
 
 
@@ -215,6 +218,8 @@ def prepare(spec: RunSpec, images: Mapping[str, tuple[str, bytes]]) -> Prepared:
     placement = place(
         kernel, purgatory, spec.load_options, dtb=dtb, initrd=initrd, addresses=addresses
     )
+    if spec.corrupt is not None:
+        placement = placement.with_corrupt_byte(spec.corrupt)
     return Prepared(spec, kernel, placement)
 
 
