@@ -71,7 +71,8 @@ def show_note(run_id: str, number: int) -> AnyResponse:
         play=request.args.get("play", "") == "1", play_seconds=PLAY_SECONDS,
     )  # fmt: skip
     broken = moment.moment is not None and bool(moment.moment.problem)
-    return cached(Response(text, mimetype="text/html"), run, private=broken or not story.is_sample)
+    response = Response(text, 503 if broken else 200, mimetype="text/html")
+    return cached(response, run, private=broken or not story.is_sample)
 
 
 def _story(run_id: str, form: str) -> AnyResponse:

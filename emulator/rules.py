@@ -83,7 +83,7 @@ def _boot_entry(seen: Evidence) -> Finding:
     if entry.gpr["r5"]:
         wrong.append(f"r5 = 0x{entry.gpr['r5']:x}, which says Open Firmware; kexec's is 0")
     if wrong:
-        return Finding(FAILED, _sentence("; ".join(wrong)), entry.tick, entry.cpu)
+        return Finding(FAILED, f"At the entry {'; '.join(wrong)}.", entry.tick, entry.cpu)
     text = (
         f"Entered at 0x{entry.nip:x}, offset 0; r3 = 0x{entry.gpr['r3']:x}, a valid device tree;"
         f" r4 = 0x{entry.gpr['r4']:x}, r5 = 0."
