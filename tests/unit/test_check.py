@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from app.samples import sample_spec
-from emulator.check import Report, check
+from emulator.check import Report, check, check_trace
 from emulator.evidence import Evidence
 from emulator.recorder import Recorder, RunSpec, prepare
 from emulator.rules import RULES
 from emulator.samples import SAMPLES, Sample, get_sample
+from emulator.trace import TraceReader, TraceWriter
+from emulator.verdict import verdict
 
 IDS = tuple(rule.id for rule in RULES)
 ALL = frozenset(IDS)
@@ -98,9 +101,11 @@ def judge(spec: dict[str, Any], kernel: bytes, purgatory: bytes) -> Report:
     prepared = prepare(RunSpec.from_json(spec), images)
     records = [prepared.record()]
     Recorder(prepared, records.append).record()
+    _RECORDS[kernel + purgatory + repr(spec).encode()] = records
     return check(Evidence.of_records(spec, json.loads(json.dumps(records))))
 
 
+_RECORDS: dict[bytes, list[dict[str, Any]]] = {}
 _JUDGED: dict[str, Report] = {}
 
 
@@ -146,6 +151,24 @@ def test_document_has_the_keys_of_the_format(sample: Sample) -> None:
         assert row["text"].isascii()
         end = judged(sample).seen.end["tick"]
         assert row["tick"] is None or 0 <= row["tick"] <= end
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: sample.name)
+def test_verdict_agrees(sample: Sample, tmp_path: Path) -> None:
+    report, spec = judged(sample), sample_spec(sample)
+    key = sample.kernel_bytes() + sample.purgatory_bytes() + repr(spec).encode()
+    writer = TraceWriter(tmp_path / "trace")
+    writer.start(spec, [])
+    for record in _RECORDS[key]:
+        writer.apply(record)
+    writer.finish()
+    with TraceReader(tmp_path / "trace") as reader:
+        reader.check()
+        told = verdict(reader)
+        assert check_trace(reader).document() == report.document()
+    words = {"stayed": ["STAYS"], "relocated": ["MOVES"], "stopped": ["STOPS", "SPINS"]}
+    assert told.word in words[report.seen.outcome]
+    assert told.as_asked == (report.statuses["outcome"] == "passed")
 
 
 @pytest.mark.parametrize("name", WORDS)
