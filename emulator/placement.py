@@ -551,7 +551,7 @@ def _kernel_flags(kernel: KernelImage) -> tuple[tuple[Flag, int], ...]:
             found.append((flag, addr - kernel.link_vaddr))
         elif flag.at == FLAG_OFFSET and kernel.low256[flag.at : flag.at + flag.size] == magic:
             found.append((flag, flag.at))
-    return tuple(found)
+    return tuple((flag, at) for flag, at in found if 0 <= at <= kernel.mem_bytes - flag.size)
 
 
 def _low_fields(kernel: KernelImage) -> tuple[tuple[LowField, int], ...]:

@@ -34,6 +34,8 @@ DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
 MAX_LIMIT_TICKS: Final = 1 << 40
 CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
+MAX_BLOCK_TICKS: Final = 512
+"""Unicorn translates at most so many instructions at once."""
 SUSPICIOUS_BYTES: Final = 128
 """A slice that stayed within so many bytes of code may be a spin: it is probed."""
 MAX_STEPS_IN_LOW: Final = 4096
@@ -308,21 +310,23 @@ class Recorder:
         ceiling = self.spec.limit_ticks if stop_at is None else stop_at
         target = min(begin + self.schedule.length(self._slices, running), ceiling)
         self._slices += 1
-        stop = self._go(cpu, target, exact=target == ceiling)
+        stop = self._go(cpu, target)
+        if stop.why == "limit" and target == ceiling and ceiling - machine.tick <= MAX_BLOCK_TICKS:
+            stop = self.run.advance(cpu, ceiling, exact=True)  # the part of a block that is left
         if stop.why == "limit":
             self._probe(cpu)
         if machine.tick > begin:
             self._emit_slice(cpu, begin)
         return self._ended(cpu, stop)
 
-    def _go(self, cpu: int, target: int, *, exact: bool) -> Stop:
+    def _go(self, cpu: int, target: int) -> Stop:
         """Run one CPU; a secondary in low memory step by step, for what it executes there.
 
         It does not stay there long: it is parked, or it goes on into the kernel.
         """
         stepped = cpu != self.run.placement.boot_cpu and self.run.in_low_memory(cpu)
         if not stepped or self._steps_in_low.get(cpu, 0) >= MAX_STEPS_IN_LOW:
-            return self.run.advance(cpu, target, exact=exact)
+            return self.run.advance(cpu, target, exact=False)
         room = min(PROBE_STEPS, target - self.run.machine.tick)
         self._steps_in_low[cpu] = self._steps_in_low.get(cpu, 0) + room
         begin = self.run.machine.tick
@@ -330,7 +334,7 @@ class Recorder:
         if self.run.machine.tick == begin + room:
             self._park(cpu, begin, find_spin(steps))
             return Stop("stepped")
-        return self.run.advance(cpu, target, exact=exact)  # it faults, and says why
+        return self.run.advance(cpu, target, exact=False)  # it faults, and says why
 
     def _park(self, cpu: int, begin: int, spin: Spin | None) -> None:
         if spin is not None:
