@@ -432,7 +432,9 @@ class Recorder:
         if spec.until_tick is not None and tick >= spec.until_tick:
             return self._end("until", f"--until {spec.until} reached", cpu, ok=True)
         if self.run.tracker.complete and spec.until is None:
-            text = "the hand-off is complete: boot CPU in start_kernel"
+            named = self.run.tracker.cpus[self.run.placement.boot_cpu].base == "start_kernel"
+            place = "start_kernel" if named else "the new kernel"
+            text = f"the hand-off is complete: boot CPU in {place}"
             others = spec.cpus - 1
             if others:
                 text += f", {others} secondar{'y' if others == 1 else 'ies'} released"

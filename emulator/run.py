@@ -306,6 +306,7 @@ class Run:
         return ""
 
     def _note_hypercall(self, cpu: int, text: str, number: int) -> None:
+        self.tracker.called(cpu)
         nip = self.machine.cpus[cpu].nip - 4
         self.event("hypercall", self.machine.tick, cpu, nip, value=number, text=text)
 
@@ -314,6 +315,7 @@ class Run:
         self.event("exception", self.machine.tick, cpu, nip, value=vector, text=name)
 
     def _put_console(self, cpu: int, data: bytes) -> None:
+        self.tracker.called(cpu)
         tick = self.machine.tick
         self._emit({"t": "console", "tick": tick, "cpu": cpu, "data": data.hex()})
         nip = self.machine.cpus[cpu].nip - 4

@@ -214,6 +214,8 @@ class StageTracker:
         self.moved = False
         self.decided = False
         """The boot CPU runs the kernel's C code: where the kernel runs is settled."""
+        self.spoke = False
+        """The boot CPU has called the hypervisor from the new kernel."""
         self.digest_checked = False
         """The boot CPU has been in the digest check."""
         self.until_reached: tuple[int, int] | None = None
@@ -263,6 +265,11 @@ class StageTracker:
             at.base = row.stage
         return at.base
 
+    def called(self, cpu: int) -> None:
+        """A CPU has called the hypervisor, which a kernel does once it knows where it runs."""
+        if cpu == self.boot_cpu and self.in_kernel:
+            self.decided = self.spoke = True
+
     @property
     def in_kernel(self) -> bool:
         """The boot CPU has come to the new kernel."""
@@ -270,9 +277,14 @@ class StageTracker:
 
     @property
     def complete(self) -> bool:
-        """The boot CPU is in start_kernel and every secondary has left the hold loop."""
+        """The boot CPU is in start_kernel and every secondary has left the hold loop.
+
+        Of a kernel that does not name start_kernel: it has called the hypervisor.
+        """
         others = [c for n, c in enumerate(self.cpus) if n != self.boot_cpu]
-        return self.cpus[self.boot_cpu].base == "start_kernel" and all(c.released for c in others)
+        named = any(row.stage == "start_kernel" for row in self.rows)
+        started = self.cpus[self.boot_cpu].base == "start_kernel" if named else self.spoke
+        return started and all(c.released for c in others)
 
 
 _KERNEL_BASES: Final = ("head", "early_setup", "start_kernel", "joins")
