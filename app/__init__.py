@@ -40,7 +40,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import errors, render, runs, uploads
+    from app import at, errors, guide, render, runs, uploads
+    from app.asking import Answers
+    from app.compress import Gzip
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -54,6 +56,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config["DATA_DIR"] = data_dir
     _use_worker(app, data_dir)
     app.extensions["bootflow.index"] = Index(data_dir, app.config["INDEX_URL"])
+    app.extensions["bootflow.answers"] = Answers(
+        lambda run_id, question: app.config["QUERY"](run_id, question)
+    )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
@@ -64,8 +69,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     errors.register(app)
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
+    app.register_blueprint(at.blueprint)
+    app.register_blueprint(guide.blueprint)
     app.before_request(_check_origin)
     app.after_request(_secure)
+    app.wsgi_app = Gzip(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 

@@ -21,7 +21,7 @@ from app.index import Run, new_id, trace_path, upload_path
 from app.owners import own_tokens, remember
 from app.panels import printable
 from app.render import render
-from app.runs import index, open_trace
+from app.runs import index, message_id, open_trace
 from emulator.errors import BootflowError, LimitError
 
 blueprint = Blueprint("uploads", __name__)
@@ -96,6 +96,7 @@ def limits() -> dict[str, int]:
 def upload() -> AnyResponse:
     """Store the files, queue the run, answer with its permalink."""
     spec = parse_spec(request.form, limits())
+    mail = message_id(request.form.get("message_id", ""))
     waiting = len(index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
@@ -116,6 +117,8 @@ def upload() -> AnyResponse:
         title=title,
         listed=request.form.get("listed", "") not in ("", "0"),
         run_id=run_id,
+        note=" ".join(request.form.get("note", "").split()),
+        message_id=mail,
     )
     current_app.config["ENQUEUE"](run.id)
     return _answer(run, token)
