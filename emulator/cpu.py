@@ -32,8 +32,8 @@ import unicorn
 from unicorn.unicorn_py3.unicorn import uclib
 
 from emulator import native
-from emulator.errors import BootflowError
-from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR, UC_REG_PC
+from emulator.errors import BootflowError, LimitError
+from emulator.ppc64 import GPRS, MSR_LE, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR, UC_REG_PC
 
 State = npt.NDArray[np.int64]
 
@@ -41,6 +41,9 @@ U64: Final = (1 << 64) - 1
 PAGE_BYTES: Final = 4096
 TCG_BUFFER_BYTES: Final = 256 << 20
 """Translation buffer of a CPU: reserved, touched as needed; a kernel's boot needs about 60 MB."""
+
+MAX_TIMEBASE_HOOKS: Final = 2000
+"""Hooks on instructions that read the timebase, a CPU; Debian's boot needs about 40."""
 
 # Offsets into a saved context, from the start of CPUPPCState (Unicorn 2.1.4, target/ppc/cpu.h).
 _CONTEXT_HEADER = 40
@@ -110,6 +113,8 @@ class Cpu:
         self.interrupt = -1
         """Number of the exception that stopped it, -1 for none."""
         self._state = state
+        self._ram = ram
+        self._timebase_hooks: set[int] = set()
         uc: Any = unicorn.Uc(
             unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN
         )
@@ -128,7 +133,7 @@ class Cpu:
         self._base = int(self._context.context.value) + _CONTEXT_HEADER
         self._spr = self._find_sprs()
 
-    def _hook(self, kind: int, function: Any) -> None:
+    def _hook(self, kind: int, function: Any, begin: int = 1, end: int = 0) -> None:
         """Add a numba callback as a Unicorn hook; its user data is the state array."""
         handle = ctypes.c_size_t()
         status = uclib.uc_hook_add(
@@ -137,8 +142,8 @@ class Cpu:
             kind,
             ctypes.c_void_p(function.address),
             ctypes.c_void_p(self._state.ctypes.data),
-            ctypes.c_uint64(1),
-            ctypes.c_uint64(0),
+            ctypes.c_uint64(begin),
+            ctypes.c_uint64(end),
         )
         if status:
             raise unicorn.UcError(status)
@@ -199,15 +204,35 @@ class Cpu:
         """Drop every cached address translation."""
         uclib.uc_ctl(self._uc._uch, ctypes.c_int(_TLB_FLUSH))
 
-    def hook_timebase(self, address: int, word: int) -> None:
-        """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick)."""
-        register, upper = word >> 21 & 31, word >> 16 & 31 == 0x0D
-        s = self._state
+    def hook_timebase(self, address: int, physical: int) -> None:
+        """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick).
+
+        Args:
+            address: of the instruction.
+            physical: where its word lies; it is looked at each time, because code changes.
+
+        Raises:
+            LimitError: more such instructions than an honest kernel has.
+        """
+        if address in self._timebase_hooks:
+            return
+        if len(self._timebase_hooks) >= MAX_TIMEBASE_HOOKS:
+            raise LimitError(
+                f"CPU {self.number} has run pages with more than {MAX_TIMEBASE_HOOKS} mftb",
+                hint="No kernel has so many: is this image one?",
+            )
+        self._timebase_hooks.add(address)
+        s, host = self._state, self._ram[0] + physical
 
         def answer(uc: Any, at: int, size: int, _: Any) -> None:
+            order = "<I" if self.msr & MSR_LE else ">I"
+            (word,) = struct.unpack(order, ctypes.string_at(host, 4))
+            if not native.is_timebase(word):
+                return
             signed = at - (1 << 64) if at >> 63 else at
             tick = int(s[native.TICK]) + (signed - int(s[native.BLOCK_PC]) >> 2)
-            uc.reg_write(UC_REG_GPR0 + register, tick >> 32 if upper else tick)
+            upper = word >> 16 & 31 == 0x0D
+            uc.reg_write(UC_REG_GPR0 + (word >> 21 & 31), tick >> 32 if upper else tick)
             s[native.TICK], s[native.BLOCK_BYTES] = tick + 1, 0
             s[native.BLOCK_PC] = signed + 4
             uc.reg_write(UC_REG_PC, at + 4)
@@ -228,6 +253,31 @@ class Cpu:
             self._uc.ctl_flush_tb()
 
         return end
+
+    def look_for(self, lo: int, hi: int, kind: int) -> None:
+        """Have `native.on_hit` called for accesses of physical [lo, hi), from now on.
+
+        The guest runs about 3.5 times slower then: for forks that end with their answer.
+        """
+        kinds = unicorn.UC_HOOK_MEM_WRITE if kind & native.LOG_WRITE else 0
+        kinds |= unicorn.UC_HOOK_MEM_READ if kind & native.LOG_READ else 0
+        self._hook(kinds, native.on_hit, max(0, lo - 16), hi - 1)
+        self._uc.ctl_flush_tb()
+
+    def follow_blocks(self, function: Any) -> None:
+        """Have a native callback called for every block, after the one that counts ticks."""
+        self._hook(unicorn.UC_HOOK_BLOCK, function)
+        self._uc.ctl_flush_tb()
+
+    def see_memory(self, see: Callable[[int, int, int], None]) -> None:
+        """Call see(access, physical address, bytes) before every load and store, from now on."""
+
+        def note(uc: Any, access: int, address: int, size: int, value: int, _: Any) -> None:
+            see(access, address, size)
+
+        kinds = unicorn.UC_HOOK_MEM_READ | unicorn.UC_HOOK_MEM_WRITE
+        self._uc.hook_add(kinds, note)
+        self._uc.ctl_flush_tb()
 
     # --- registers ------------------------------------------------------------------------------
 
@@ -278,6 +328,10 @@ class Cpu:
     def refresh(self) -> None:
         """Bring the saved context up to date with the CPU."""
         self._uc.context_update(self._context)
+
+    def registers_by_number(self, number: int) -> int:
+        """One register by Unicorn's number."""
+        return int(self._uc.reg_read(number)) & U64
 
     def registers(self) -> Registers:
         """The registers now."""

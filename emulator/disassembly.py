@@ -6,6 +6,7 @@ What it is: capstone with its known PowerPC mistakes mended (CONVENTIONS: checke
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
@@ -13,6 +14,18 @@ from typing import Any, Final
 import capstone
 
 _OPD_31: Final = {306: "tlbie", 274: "tlbiel", 498: "slbia", 566: "tlbsync", 434: "slbie"}
+_CONDITIONS: Final = ("lt", "gt", "eq", "so")
+_HEX: Final = re.compile(r"0x[0-9a-f]+")
+_BRANCHES: Final = (16, 18)
+_SYNCS: Final = {0: "hwsync", 1: "lwsync", 2: "ptesync"}
+_SPRS: Final = {
+    26: "srr0", 27: "srr1", 18: "dsisr", 19: "dar", 22: "dec", 28: "cfar", 287: "pvr", 3: "dscr",
+    314: "hsrr0", 315: "hsrr1", 304: "hsprg0", 305: "hsprg1", 318: "lpcr", 48: "pidr", 1023: "pir",
+    896: "ppr", 61: "iamr", 29: "amr", 157: "uamor", 349: "amor", 153: "fscr", 190: "hfscr",
+    795: "mmcr0", 798: "mmcr1", 785: "mmcr2", 786: "mmcra", 319: "lpidr", 338: "pcr", 187: "ciabr",
+    309: "purr", 308: "spurr", 286: "tbu40",
+}  # fmt: skip
+"""SPRs with instructions of their own in objdump's output (Power ISA 3.1 Book III 5.4.4)."""
 _HINTS: Final = (1, 2, 3, 5, 6, 7, 27, 29, 30, 31)
 """Registers n for which `or n,n,n` sets the SMT priority (Power ISA 3.1 Book II 3.2)."""
 
@@ -56,19 +69,70 @@ def _text(raw: bytes, addr: int, big_endian: bool) -> str:
     if mended is not None:
         return mended
     for _, _, mnemonic, operands in _engine(big_endian).disasm_lite(raw, addr):
-        return f"{mnemonic:<7} {operands}".rstrip().replace(", ", ",")
+        text = operands.replace(", ", ",")
+        number = _target if word >> 26 in _BRANCHES else _decimal
+        return f"{mnemonic:<7} {_HEX.sub(number, text)}".rstrip()
     return f".long   0x{word:08x}"
 
 
+def _decimal(match: re.Match[str]) -> str:
+    """Print an immediate in decimal, as objdump does."""
+    return str(int(match[0], 16))
+
+
+def _target(match: re.Match[str]) -> str:
+    """Print the target of a branch in hex without 0x, as objdump does."""
+    return match[0].removeprefix("0x")
+
+
+def _alias(word: int) -> str | None:
+    """The name that objdump prefers, where capstone has the plain one."""
+    primary, extended = word >> 26, word >> 1 & 0x3FF
+    rt, ra, rb = word >> 21 & 31, word >> 16 & 31, word >> 11 & 31
+    dot = "." if word & 1 else ""
+    if primary == 30 and word >> 2 & 7 in (0, 1):
+        return _rotate(word, rt, ra, dot)
+    if primary != 31:
+        return None
+    if extended == 444 and rt == rb and dot:
+        return f"{'mr.':<7} r{ra},r{rt}"
+    if extended == 598:
+        return _SYNCS.get(rt & 3)
+    spr = ra | rb << 5
+    if extended == 339 and spr == 268:
+        return f"{'mftb':<7} r{rt}"
+    if 272 <= spr <= 275 and extended in (339, 467):
+        n = spr - 272
+        return f"mfsprg  r{rt},{n}" if extended == 339 else f"mtsprg  {n},r{rt}"
+    if extended in (339, 467) and spr in _SPRS:
+        name, register = _SPRS[spr], f"r{rt}"
+        return f"{'mf' + name if extended == 339 else 'mt' + name:<7} {register}"
+    return None
+
+
+def _rotate(word: int, rs: int, ra: int, dot: str) -> str | None:
+    """Print rldicl and rldicr as the shift or clear that they are, if they are one."""
+    shift = (word >> 11 & 31) | (word & 2) << 4
+    mask = (word >> 6 & 31) | (word & 0x20)
+    left, right = f"r{ra}", f"r{rs}"
+    if word >> 2 & 7 == 0:  # rldicl: mask is its begin
+        if mask and shift == 64 - mask:
+            return f"{'srdi' + dot:<7} {left},{right},{mask}"
+        return None
+    if shift == 0:  # rldicr: mask is its end
+        return f"{'clrrdi' + dot:<7} {left},{right},{63 - mask}"
+    return None
+
+
 def _mend(word: int) -> str | None:
-    """Text of the words that capstone 5.0.9 gets wrong."""
+    """Text of the words that capstone 5.0.9 gets wrong, or names otherwise than objdump."""
     primary, extended = word >> 26, word >> 1 & 0x3FF
     rt, ra, rb = word >> 21 & 31, word >> 16 & 31, word >> 11 & 31
     if primary == 31 and extended == 444 and rt == ra == rb and rt in _HINTS and not word & 1:
         return f"{'or':<7} {rt},{rt},{rt}"
     if primary == 19 and extended == 528 and rt & 0x14 != 0x14:
         name = "bcctrl" if word & 1 else "bcctr"
-        return f"{name:<7} {rt},{ra}"
+        return f"{name:<7} {rt},{_CONDITIONS[ra & 3] if ra < 4 else ra}"
     if primary == 31 and extended in _OPD_31:
         name = _OPD_31[extended]
         if name == "tlbsync":
@@ -79,4 +143,4 @@ def _mend(word: int) -> str | None:
             return f"{name:<7} r{rb}"
         ric, prs, r = word >> 18 & 3, word >> 17 & 1, word >> 16 & 1
         return f"{name:<7} r{rb},r{rt},{ric},{prs},{r}"
-    return None
+    return _alias(word)

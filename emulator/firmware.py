@@ -10,7 +10,7 @@ Source: Linux arch/powerpc/include/asm/hvcall.h (numbers), LoPAR 14.5 (arguments
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from emulator.machine import Machine
@@ -24,9 +24,9 @@ SET_MODE_LITTLE_ENDIAN, SET_MODE_TRANSLATION = 4, 3  # LoPAR 14.5.4.3.4: resourc
 CONSOLE_CALL_BYTES = 16
 
 
-@dataclass
+@dataclass(frozen=True)
 class Partition:
-    """What hypercalls have set up, and where console output goes."""
+    """Where console output and notes of hypercalls go."""
 
     put_console: Callable[[int, bytes], None]
     """(cpu, bytes) as they come out of H_PUT_TERM_CHAR."""
@@ -34,7 +34,6 @@ class Partition:
     """(cpu, text, number) for every call but those of the console."""
     random: Callable[[], int]
     """Next 64-bit number from the seed of the run."""
-    vpas: dict[int, int] = field(default_factory=dict)
 
     def answer(self, machine: Machine, cpu: int, args: list[int]) -> list[int] | str:
         """Answer one hypercall: args are r3..r12, the result goes to r3.."""
@@ -96,11 +95,6 @@ def _register_process_table(p: Partition, machine: Machine, cpu: int, args: list
     return [H_SUCCESS]
 
 
-def _register_vpa(p: Partition, machine: Machine, cpu: int, args: list[int]) -> list[int]:
-    p.vpas[args[1]] = args[2]
-    return [H_SUCCESS]
-
-
 def _random(p: Partition, machine: Machine, cpu: int, args: list[int]) -> list[int]:
     return [H_SUCCESS, p.random()]
 
@@ -114,7 +108,7 @@ HYPERCALLS: Final[dict[int, Hypercall]] = {
         Hypercall(0x68, "H_CPPR", 1, _constant(H_SUCCESS), "no interrupts here"),
         Hypercall(0x6C, "H_IPI", 2, _constant(H_SUCCESS), "no interrupts here"),
         Hypercall(0x74, "H_XIRR", 1, _constant(H_SUCCESS, 0), "no interrupt pending"),
-        Hypercall(0xDC, "H_REGISTER_VPA", 3, _register_vpa, "kept, never read"),
+        Hypercall(0xDC, "H_REGISTER_VPA", 3, _constant(H_SUCCESS), "never read"),
         Hypercall(0xE0, "H_CEDE", 0, _constant(H_SUCCESS), "goes on at once"),
         Hypercall(0xE4, "H_CONFER", 2, _constant(H_SUCCESS), "the scheduler decides anyway"),
         Hypercall(0xE8, "H_PROD", 1, _constant(H_SUCCESS), "nobody sleeps"),

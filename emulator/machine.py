@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from emulator import mmu, native
 from emulator.cpu import PAGE_BYTES, U64, Cpu, Registers, fill_engine_slots
@@ -49,6 +50,8 @@ from emulator.ppc64 import (
     SPR_SRR1,
 )
 
+TRAIL_STEP_TICKS: Final = 16_384
+TRAIL_ROWS: Final = 65_536
 _HYPERCALL_WORD: Final = 0x44000022
 _TLB_INSTRUCTIONS: Final = (306, 274, 566)
 """Extended opcodes under 31 of tlbie, tlbiel, tlbsync."""
@@ -143,6 +146,7 @@ class Machine:
         self._anchor = ctypes.c_char.from_buffer(self.ram)
         self.ram_addr = ctypes.addressof(self._anchor)
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
+        self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._prepared = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
@@ -157,6 +161,7 @@ class Machine:
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
         self._wire(ranges)
+        self.set_trail(TRAIL_STEP_TICKS, TRAIL_ROWS)
         self.set_watches(watches if counting else ())
         ram = (self.ram_addr, ram_bytes)
         self.cpus = [Cpu(n, ram, self.state, counting=counting) for n in range(cpus)]
@@ -458,10 +463,8 @@ class Machine:
             return
         for n, raw in enumerate(struct.unpack("<1024I", self.read(physical, PAGE_BYTES))):
             swapped = int.from_bytes(raw.to_bytes(4, "little"), "big")
-            for word in (raw, swapped):
-                if native.is_timebase(word):
-                    cpu.hook_timebase(page + 4 * n, word)
-                    break
+            if native.is_timebase(raw) or native.is_timebase(swapped):
+                cpu.hook_timebase(page + 4 * n, physical + 4 * n)
         prepared = native.PREPARED_OTHER
         if page == physical:
             prepared = native.PREPARED_REAL
@@ -493,6 +496,19 @@ class Machine:
             return 0
         raw = self.read(physical, 4)
         return int.from_bytes(raw, "little" if cpu.msr & MSR_LE else "big")
+
+    def set_trail(self, step_ticks: int, rows: int) -> None:
+        """Note where a CPU is once in so many ticks (0: at every block), at most `rows` times."""
+        self._trail = np.zeros(3 * rows, np.int64)
+        s = self.state
+        s[native.TRAIL_ADDR], s[native.TRAIL_MAX] = self._trail.ctypes.data, rows
+        s[native.TRAIL_STEP], s[native.TRAIL_NEXT], s[native.TRAIL_COUNT] = step_ticks, 0, 0
+
+    def take_trail(self) -> npt.NDArray[np.int64]:
+        """Rows (tick, cpu, block start as a signed number) since the last call."""
+        count = int(self.state[native.TRAIL_COUNT])
+        self.state[native.TRAIL_COUNT] = 0
+        return self._trail[: 3 * count].reshape(-1, 3).copy()
 
     def take_log(self) -> list[Access]:
         """Rows of the native log since the last call, oldest first; it is empty afterwards."""
@@ -531,20 +547,30 @@ class Machine:
             end_watching()
         return steps
 
+    def take_dirty(self) -> npt.NDArray[np.int64]:
+        """Pages written since the last call; the next write to each is seen again."""
+        pages = np.flatnonzero(self.dirty)
+        self._unhashed |= self.dirty
+        self.dirty[:] = 0
+        for cpu in self.cpus:
+            cpu.flush_tlb()
+        return pages
+
     def state_digest(self) -> str:
         """Digest of all CPUs and of every page ever written, 32 hex digits.
 
-        Pages written since the last call are hashed anew, the others keep their digest.
+        Pages written since the last digest are hashed anew, the others keep theirs.
         """
-        for page in np.flatnonzero(self.dirty).tolist():
+        unhashed = np.flatnonzero(self._unhashed | self.dirty)
+        self._unhashed[:] = 0
+        self._unhashed |= self.dirty
+        for page in unhashed.tolist():
             at = page * PAGE_BYTES
             self._page_digests[page] = hashlib.blake2b(
                 self.ram[at : at + PAGE_BYTES], digest_size=16
             ).digest()
-        self.dirty[:] = 0
         whole = hashlib.blake2b(digest_size=16)
         for cpu in self.cpus:
-            cpu.flush_tlb()
             whole.update(cpu.state_bytes())
         for page in sorted(self._page_digests):
             whole.update(page.to_bytes(8, "little") + self._page_digests[page])

@@ -44,7 +44,12 @@ WATCH_PAGE_MAX = 8
 WATCHES = WATCH_PAGES + WATCH_PAGE_MAX  # rows of (lo, hi, kinds): what of them is logged
 WATCH_MAX = 16
 RANGE_CLASS = WATCHES + 3 * WATCH_MAX
-RANGES = RANGE_CLASS + 1  # rows of (lo, hi, id), disjoint and ascending
+HIT_LO, HIT_HI, HIT_MODE, HIT_COUNT = (RANGE_CLASS + n for n in (1, 2, 3, 4))
+HIT = RANGE_CLASS + 5  # the last (or first) hit: the fields of a log row, and the bytes before it
+REGISTER, REGISTER_CPU, REGISTER_VALUE, REGISTER_KNOWN = (HIT + n for n in (9, 10, 11, 12))
+REGISTER_BEFORE, REGISTER_FROM, REGISTER_TO = (HIT + n for n in (13, 14, 15))
+TRAIL_ADDR, TRAIL_MAX, TRAIL_COUNT, TRAIL_NEXT, TRAIL_STEP = (HIT + n for n in range(16, 21))
+RANGES = HIT + 24  # rows of (lo, hi, id), disjoint and ascending
 RANGE_MAX = 128
 FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since drained
 FETCHED_MAX = 4096
@@ -58,6 +63,7 @@ PREPARED_REAL, PREPARED_LINEAR, PREPARED_OTHER = 1, 2, 4  # bits: code hooks sta
 WANT_PREPARE = 100  # "why" of a refused fetch: the page holds words that need a hook first
 
 LOG_RANGE, LOG_WRITE, LOG_READ = 1, 2, 4
+HIT_LAST, HIT_FIRST, HIT_ALL = 0, 1, 2  # which hits are kept: see `on_hit`
 LOG_STOP_AT = LOG_MAX - 64  # the block hook asks for a stop when the log is this full
 
 EA_MASK = 0x0FFFFFFFFFFFFFFF
@@ -173,6 +179,20 @@ def _enter_range(s: Any, tick: int, pc: int, ea: int) -> bool:
     return found >= 0 and found & RANGE_STOP != 0
 
 
+@njit(cache=True)
+def _leave_trail(s: Any, tick: int, address: int) -> None:
+    """Note (tick, cpu, block start), once in TRAIL_STEP ticks; a full trail keeps what it has."""
+    s[TRAIL_NEXT] = tick + s[TRAIL_STEP]
+    n = s[TRAIL_COUNT]
+    if n >= s[TRAIL_MAX]:
+        return
+    trail = carray(_pointer(s[TRAIL_ADDR]), (3 * s[TRAIL_MAX],), np.int64)
+    trail[3 * n] = tick
+    trail[3 * n + 1] = s[CPU]
+    trail[3 * n + 2] = address
+    s[TRAIL_COUNT] = n + 1
+
+
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
@@ -185,6 +205,8 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
         s[STOPPED] = 1
         _call_stop(s[EMU_STOP], uc)
         return
+    if tick >= s[TRAIL_NEXT]:
+        _leave_trail(s, tick, address)
     ea = address & EA_MASK
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
@@ -269,6 +291,62 @@ def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> Non
         s[WATCH_WRITTEN] |= np.int64(1) << index
         s[LIMIT] = 0
     _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
+
+
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
+def on_block_register(uc: Any, address: int, size: int, user: Any) -> None:
+    """UC_HOOK_BLOCK, after `on_block`: between which blocks did a register change last?"""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    if s[CPU] != s[REGISTER_CPU]:
+        return
+    value = _read_reg(s, uc, s[REGISTER])
+    if s[REGISTER_KNOWN] and value != s[REGISTER_VALUE]:
+        s[REGISTER_FROM] = s[REGISTER_BEFORE]
+        s[REGISTER_TO] = s[TICK]
+    s[REGISTER_KNOWN] = 1
+    s[REGISTER_VALUE] = value
+    s[REGISTER_BEFORE] = s[TICK]
+
+
+@cfunc(
+    types.void(types.voidptr, types.int32, types.int64, types.int32, types.int64, types.voidptr),
+    cache=True,
+)
+def on_hit(uc: Any, access: int, address: int, size: int, value: int, user: Any) -> None:
+    """UC_HOOK_MEM_READ and _WRITE near [HIT_LO, HIT_HI), by physical address, NIP restored.
+
+    HIT_LAST keeps the newest hit, HIT_FIRST the first and stops, HIT_ALL puts all into the log.
+    """
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    if address >= s[HIT_HI] or address + size <= s[HIT_LO]:
+        return
+    if s[HIT_MODE] == HIT_FIRST and s[HIT_COUNT] > 0:
+        return
+    pc = _read_reg(s, uc, UC_REG_PC)
+    msr = _read_reg(s, uc, UC_REG_MSR)
+    tick = s[TICK] + ((pc - s[BLOCK_PC]) >> 2) + 1
+    kind = LOG_WRITE if access == mmu.ACCESS_WRITE else LOG_READ
+    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES],), np.uint8)
+    old = np.int64(0)
+    for i in range(size):
+        shift = 8 * i if msr & 1 else 8 * (size - 1 - i)
+        old |= np.int64(ram[address + i]) << shift
+    moved = old if kind == LOG_READ else np.int64(value)
+    s[HIT_COUNT] += 1
+    if s[HIT_MODE] == HIT_ALL:
+        _log(s, kind, tick, pc, address, size, moved, msr)
+        return
+    s[HIT] = kind
+    s[HIT + 1] = tick
+    s[HIT + 2] = s[CPU]
+    s[HIT + 3] = pc
+    s[HIT + 4] = address
+    s[HIT + 5] = size
+    s[HIT + 6] = moved
+    s[HIT + 7] = msr
+    s[HIT + 8] = old
+    if s[HIT_MODE] == HIT_FIRST:
+        s[LIMIT] = 0
 
 
 @njit(cache=True)

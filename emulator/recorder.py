@@ -25,6 +25,7 @@ from emulator.spin import PROBE_STEPS, Spin, find_spin
 
 DEFAULT_QUANTUM: Final = 1000
 DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
+MAX_LIMIT_TICKS: Final = 1 << 40
 CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
 SUSPICIOUS_BYTES: Final = 128
@@ -59,17 +60,26 @@ class RunSpec:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> RunSpec:
         """The spec of a JSON object; unknown keys and wrong types are a PlacementError."""
-        fields = cls.__dataclass_fields__
-        unknown = sorted(set(document) - set(fields))
+        unknown = sorted(set(document) - set(_SPEC_TYPES))
         if unknown:
             raise PlacementError(
                 f"unknown option {unknown[0]!r}", hint="see `bootflow record --help`"
             )
+        for name, value in document.items():
+            if type(value) not in _SPEC_TYPES[name]:
+                raise PlacementError(f"option {name} is {value!r}", hint="give a value of its type")
         spec = cls(**document)
         if spec.mode not in ("load", "load-panic"):
             raise PlacementError(f"mode {spec.mode!r} is neither load nor load-panic")
-        if not 0 < spec.limit_ticks <= 1 << 40:
+        if not 0 < spec.limit_ticks <= MAX_LIMIT_TICKS:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
+        if not 0 <= spec.seed < 1 << 64:
+            raise LimitError(f"seed {spec.seed}", hint="give a number below 2^64")
+        Schedule(spec.quantum, spec.seed)
+        places = Addresses.__dataclass_fields__
+        for name, value in (spec.addresses or {}).items():
+            if name not in places or type(value) is not int:
+                raise PlacementError(f"address {name!r} is {value!r}", hint=f"know {list(places)}")
         return spec
 
     @property
@@ -90,6 +100,14 @@ class RunSpec:
     def until_tick(self) -> int | None:
         """The tick of `until`, None when it is a symbol or absent."""
         return int(self.until) if self.until and self.until.isdecimal() else None
+
+
+_NONE: Final = type(None)
+_SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
+    "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
+    "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
+    "seed": (int,), "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,8 +207,8 @@ class Recorder:
     Args:
         prepared: what to run.
         emit: takes each record.
-        poll: called between slices; a text ends the run with the reason "cancelled".
-        on_checkpoint: called with (run, tick) when a state digest has been taken.
+        poll: called with the run between slices; a text ends it with the reason "cancelled".
+        on_checkpoint: called when a state digest has been taken; it takes the dirty pages.
     """
 
     def __init__(
@@ -198,8 +216,8 @@ class Recorder:
         prepared: Prepared,
         emit: Emit,
         *,
-        poll: Callable[[], str | None] = lambda: None,
-        on_checkpoint: Callable[[Run], None] = lambda run: None,
+        poll: Callable[[Run], str | None] = lambda run: None,
+        on_checkpoint: Callable[[Run], object] = lambda run: run.machine.take_dirty(),
     ) -> None:
         self.spec = prepared.spec
         self.run = prepared.start(emit)
@@ -226,7 +244,7 @@ class Recorder:
             end = self._slice(last, len(running))
             if self._due():
                 self._checkpoint()
-            cancelled = self._poll() if end is None else None
+            cancelled = self._poll(self.run) if end is None else None
             if cancelled:
                 end = self._end("cancelled", cancelled, last, ok=False)
         self._checkpoint()

@@ -2,13 +2,17 @@
 
 What it is: `Run.advance` runs one CPU for a slice and turns what the machine logged into the
 events of the trace; `Run.state` describes the moment it stands at. What it is not: it chooses no
-slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and session both drive it.
+slices (the recorder's schedule does, or the trace at replay) and it writes no file. Recorder and
+session both drive it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from emulator import native
 from emulator.cpu import Cpu
@@ -65,6 +69,10 @@ class Run:
         rows = code_rows(placement, kernel, moved=False, until=until)
         self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
         self.names = placement.address_map
+        self.on_access: Callable[[Access], None] | None = None
+        """Takes the accesses that a query looks for; they are no events then."""
+        self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
+        """Takes the rows of `Machine.take_trail` after each slice."""
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -84,6 +92,11 @@ class Run:
         for cpu, start in zip(self.machine.cpus, placement.cpu_starts, strict=True):
             gpr = {f"r{n}": value for n, value in start.gpr.items()}
             cpu.set_registers({"nip": start.nip, "msr": start.msr} | gpr)
+
+    def mute(self) -> None:
+        """Emit nothing from here on: what runs now has been recorded."""
+        self._emit = lambda record: None
+        self.on_trail = None
 
     def _watches(self) -> list[Watch]:
         both = native.LOG_READ | native.LOG_WRITE
@@ -130,6 +143,8 @@ class Run:
         return steps
 
     def _drain(self) -> None:
+        if self.on_trail is not None:
+            self.on_trail(self.machine.take_trail())
         for row in self.machine.take_log():
             if row.kind == native.LOG_RANGE:
                 change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value)
@@ -137,6 +152,8 @@ class Run:
                     self._note_stage(change)
                 if self.tracker.moved and not self.names.kernel_at_zero:
                     self._kernel_moved()
+            elif self.on_access is not None:
+                self.on_access(row)
             else:
                 self._note_access(row)
 

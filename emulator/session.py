@@ -1,16 +1,17 @@
 """A process that has run a trace, or runs it, and answers questions about any tick of it.
 
-What it is: the inside of a sandboxed session process. At each checkpoint it forks: the child
-keeps the whole machine as it stood then (rr's way; DESIGN: measured at 4-10 ms and under 1 MB
-each). A question about tick T goes to the last checkpoint before T, which forks again, runs the
-recorded slices up to exactly T, answers on the descriptor that came with the question, and ends.
-So a question that crashes costs that question alone, and many can be answered at once.
+What it is: the root of a sandboxed session. It records or replays, and forks a checkpoint every few
+milliseconds of work (`checkpoint`): the child keeps the whole machine as it stood then. A question
+about tick T goes to the last checkpoint before it, which forks again, runs the recorded slices up
+to exactly T, answers on the descriptor that came with the question, and ends. So a question that
+crashes costs that question alone, and many are answered at once. Questions that look through the
+run ("who wrote this byte last") get a process of their own that asks checkpoint after checkpoint
+(`search`).
 
 What it is not: the process's walls (`app/sandbox.py`), its starter (`app/sessions.py`), or a file.
 
-Protocol on the control socket (SOCK_SEQPACKET, JSON): out, records, one a line, several a
-message; in, `{"q": "cancel"}`, or a query with one descriptor (SCM_RIGHTS) that takes one JSON
-document.
+Protocol on the control socket (SOCK_SEQPACKET, JSON): out, records, one a line, several a message;
+in, `{"q": "cancel"}`, or a query with one descriptor (SCM_RIGHTS) that takes one JSON document.
 """
 
 from __future__ import annotations
@@ -22,22 +23,21 @@ import select
 import signal
 import socket
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any, Final
 
+from emulator import search
+from emulator.checkpoint import Checkpoints, answer, error_document
 from emulator.errors import BootflowError, DivergenceError, SessionError
+from emulator.queries import QUERIES, run_slice
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
 from emulator.run import Record, Run
 
 MAX_MESSAGE_BYTES: Final = 128 << 10
 FLUSH_SECONDS: Final = 0.05
-MAX_CHECKPOINTS: Final = 64
-MAX_SLICES_PER_CHECKPOINT: Final = 3000
-"""So many slices fit into the message that a checkpoint gets with a question."""
-_REPLAY_POLL_TICKS: Final = 5_000_000
+CHECKPOINT_SECONDS: Final = 0.012
+"""Work between two checkpoints: what a seek has to do again at most. It says only where checkpoints
+stand, never what a question answers, so it may hang on the clock."""
 
 
 def serve(job: Mapping[str, Any], images: Mapping[str, bytes], control: socket.socket) -> None:
@@ -68,39 +68,29 @@ def warm_up() -> None:
     warmup.run_once()
 
 
-@dataclass
-class _Checkpoint:
-    tick: int
-    first_slice: int
-    """Index of the first slice that begins at or after the tick."""
-    link: socket.socket
-    """To the forked process that stands there."""
-
-
 class _Session:
     """State of the root process of a session."""
 
     def __init__(self, control: socket.socket) -> None:
         self.control = control
-        self.slices: list[tuple[int, int]] = []
-        self._starts: list[int] = []
-        self.reached = 0
-        self._checkpoints: list[_Checkpoint] = []
-        self._buffer: list[str] = []
-        self._buffered = 0
-        self._flushed_at = time.monotonic()
-        self._cancel = ""
-        self._closed = False
+        self.checkpoints = Checkpoints()
+        self.low_writes: list[Record] = []
         self._goal = 0
         """Where a replay will come to: queries up to there wait for it."""
         self._waiting: list[tuple[Record, int]] = []
+        self._buffer: list[str] = []
+        self._buffered = 0
+        self._flushed_at = self._forked_at = time.monotonic()
+        self._cancel = ""
+        self._closed = False
 
     # --- records out ----------------------------------------------------------------------------
 
     def emit(self, record: Record) -> None:
         """Queue a record; they go out in messages of many."""
+        self.note(record)
         if record["t"] == "slice":
-            self.add_slice(record["cpu"], record["ticks"])
+            self.checkpoints.add_slice(record["cpu"], record["ticks"])
         line = json.dumps(record, separators=(",", ":"))
         if self._buffered + len(line) > MAX_MESSAGE_BYTES:
             self.flush()
@@ -109,11 +99,12 @@ class _Session:
         if record["t"] == "end":
             self.flush()
 
-    def add_slice(self, cpu: int, ticks: int) -> None:
-        """Take note of a slice that has run."""
-        self._starts.append(self.reached)
-        self.slices.append((cpu, ticks))
-        self.reached += ticks
+    def note(self, record: Record) -> None:
+        """Keep what answers questions without a replay."""
+        if record.get("kind") == "low-write":
+            self.low_writes.append(record)
+        elif record.get("kind") == "stage":
+            self.checkpoints.note_stage(record["tick"], record["cpu"], record["text"])
 
     def flush(self) -> None:
         """Send what is queued."""
@@ -128,36 +119,31 @@ class _Session:
     def record(self, prepared: Prepared) -> None:
         """Record a run, answering queries between slices."""
         self.emit(prepared.record())
-        recorder = Recorder(prepared, self.emit, poll=self._poll, on_checkpoint=self.checkpoint)
+        recorder = Recorder(prepared, self.emit, poll=self._poll, on_checkpoint=self._fork)
+        self.checkpoints.follow(recorder.run)
         recorder.record()
-
-    def _poll(self) -> str | None:
-        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-            self.flush()
-        while self._readable():
-            self._take_query()
-        return self._cancel or ("the session was closed" if self._closed else None)
 
     def replay(self, prepared: Prepared, job: Mapping[str, Any]) -> None:
         """Run recorded slices again; every checkpoint is compared with the record."""
         recorded = {int(tick): str(digest) for tick, digest in job.get("checkpoints", [])}
         slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
         self._goal = sum(ticks for _, ticks in slices)
-        run = prepared.start(lambda record: None)
-        self._replayed(run, recorded)
+        run = prepared.start(self.note)
+        self.checkpoints.follow(run)
+        self._compare(run, recorded)
         for cpu, ticks in slices:
             run_slice(run, cpu, run.machine.tick + ticks)
-            self.add_slice(cpu, ticks)
+            self.checkpoints.add_slice(cpu, ticks)
             if run.machine.tick in recorded:
-                self._replayed(run, recorded)
+                self._compare(run, recorded)
             self._answer_waiting()
-            self._poll()
+            self._poll(run)
             if self._closed:
                 return
-        self.emit({"t": "progress", "tick": self.reached})
+        self.emit({"t": "progress", "tick": self.checkpoints.reached})
         self.flush()
 
-    def _replayed(self, run: Run, recorded: Mapping[int, str]) -> None:
+    def _compare(self, run: Run, recorded: Mapping[int, str]) -> None:
         tick, digest = run.machine.tick, run.machine.state_digest()
         if recorded.get(tick, digest) != digest:
             raise DivergenceError(
@@ -166,34 +152,24 @@ class _Session:
                 hint="This is a bug of bootflow: please report it with the trace.",
             )
         self.emit({"t": "checkpoint", "tick": tick, "digest": digest})
-        self.checkpoint(run)
+        self._fork(run)
 
-    # --- checkpoints ------------------------------------------------------------------------------
+    def _poll(self, run: Run) -> str | None:
+        now = time.monotonic()
+        if now - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
+        if now - self._forked_at > CHECKPOINT_SECONDS or self.checkpoints.crowded:
+            self._fork(run)
+        while self._readable():
+            self._take_query()
+        return self._cancel or ("the session was closed" if self._closed else None)
 
-    def checkpoint(self, run: Run) -> None:
-        """Fork: the child stands at this tick for as long as the session lives."""
-        if len(self._checkpoints) >= MAX_CHECKPOINTS:
-            self._thin_out()
+    def _fork(self, run: Run) -> None:
+        """Leave a checkpoint here."""
         self.flush()
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
-        if os.fork() == 0:
-            ours.close()
-            self.control.close()
-            for other in self._checkpoints:
-                other.link.close()
-            for _, answer in self._waiting:  # else whoever asked would never see its end
-                os.close(answer)
-            _stand(run, theirs)
-        theirs.close()
-        self._checkpoints.append(_Checkpoint(run.machine.tick, len(self.slices), ours))
-
-    def _thin_out(self) -> None:
-        """End every second checkpoint but the first and the last."""
-        for checkpoint in self._checkpoints[1:-1:2]:
-            checkpoint.link.close()
-        self._checkpoints[1:-1] = self._checkpoints[2:-1:2]
+        mine = [self.control.fileno(), *(fd for _, fd in self._waiting)]
+        self.checkpoints.fork(run, mine)
+        self._forked_at = time.monotonic()
 
     # --- queries ----------------------------------------------------------------------------------
 
@@ -224,101 +200,38 @@ class _Session:
     def _answer_waiting(self) -> None:
         """Hand on every query whose tick has been reached, or never will be."""
         waiting, self._waiting = self._waiting, []
-        for query, answer in waiting:
-            tick = query.get("tick", self.reached)
-            if type(tick) is int and self.reached < tick <= self._goal:
-                self._waiting.append((query, answer))
+        for query, fd in waiting:
+            tick = query.get("tick")
+            if type(tick) is int and self.checkpoints.reached < tick <= self._goal:
+                self._waiting.append((query, fd))
                 continue
             try:
-                self._hand_on(query, answer)
+                self._hand_on(query, fd)
+            except BootflowError as error:
+                answer(fd, error_document(error))
             finally:
-                os.close(answer)
+                os.close(fd)
 
-    def _hand_on(self, query: Record, answer: int) -> None:
-        tick = query.get("tick", self.reached)
-        if type(tick) is not int or not 0 <= tick <= self.reached:
-            message = f"tick {tick} is not in this run, which has come to tick {self.reached}"
-            _answer(answer, _error(SessionError(message, hint="Ask for a tick in that range.")))
-            return
-        ticks = [checkpoint.tick for checkpoint in self._checkpoints]
-        checkpoint = self._checkpoints[bisect_right(ticks, tick) - 1]
-        last = bisect_right(self._starts, tick)
-        slices = self.slices[checkpoint.first_slice : last]
-        if len(slices) > MAX_SLICES_PER_CHECKPOINT:
-            slices = slices[:MAX_SLICES_PER_CHECKPOINT]
-        job = {"query": query | {"tick": tick}, "slices": slices}
-        try:
-            socket.send_fds(checkpoint.link, [json.dumps(job).encode()], [answer])
-        except OSError as error:
-            _answer(
-                answer, _error(SessionError(f"a checkpoint is gone: {error}", hint="Try again."))
+    def _hand_on(self, query: Record, fd: int) -> None:
+        """Give a query to whoever answers it."""
+        reached = self.checkpoints.reached
+        tick = query.setdefault("tick", reached)
+        if type(tick) is not int or not 0 <= tick <= reached:
+            raise SessionError(
+                f"tick {tick} is not in this run, which has come to tick {reached}",
+                hint="Ask for a tick in that range.",
             )
-
-
-def run_slice(run: Run, cpu: int, until_tick: int) -> None:
-    """Run one CPU to exactly a tick.
-
-    Raises:
-        DivergenceError: it cannot get there, although the record says so.
-    """
-    while run.machine.tick < until_tick:
-        begin = run.machine.tick
-        stop = run.advance(cpu, until_tick, exact=True)
-        if stop.why == "fault" or (run.machine.tick == begin and stop.why == "limit"):
-            nip, symbol, _ = run.where(cpu)
-            raise DivergenceError(
-                f"CPU {cpu} stops at tick {run.machine.tick} (nip 0x{nip:016x} {symbol}), but the "
-                f"record has it go on to tick {until_tick}",
-                hint="This is a bug of bootflow: please report it with the trace.",
-            )
-
-
-def _stand(run: Run, link: socket.socket) -> None:
-    """What a checkpoint's process does: fork for every question, until the link closes."""
-    gc.collect()
-    while True:
-        try:
-            message, fds, _, _ = socket.recv_fds(link, 1 << 20, 4)
-        except OSError:
-            os._exit(0)
-        if not message:
-            os._exit(0)
-        if fds and os.fork() == 0:
-            link.close()
-            _answer(fds[0], _respond(run, message))
-            os._exit(0)
-        for fd in fds:
-            os.close(fd)
-
-
-def _respond(run: Run, message: bytes) -> Record:
-    """The answer to one question, in a process of its own."""
-    try:
-        job = json.loads(message)
-        tick = job["query"]["tick"]
-        for cpu, ticks in job["slices"]:
-            run_slice(run, cpu, min(run.machine.tick + ticks, tick))
-        return QUERIES[job["query"]["q"]](run, job["query"])
-    except BootflowError as error:
-        return _error(error)
-    except KeyError as error:
-        return _error(SessionError(f"unknown query {error}", hint="Ask for one of: state."))
-
-
-def _state(run: Run, query: Record) -> Record:
-    return run.state()
-
-
-QUERIES: Final[dict[str, Callable[[Run, Record], Record]]] = {"state": _state}
-
-
-def _error(error: BootflowError) -> Record:
-    return {"error": {"slug": error.slug, "message": error.message, "hint": error.hint}}
-
-
-def _answer(fd: int, document: Record) -> None:
-    """Write one document to a descriptor; whoever asked may have gone."""
-    data = memoryview(json.dumps(document, separators=(",", ":")).encode())
-    with suppress(OSError):
-        while data:
-            data = data[os.write(fd, data) :]
+        kind = query.get("q")
+        if kind in QUERIES:
+            self.checkpoints.ask(query, fd)
+        elif kind in search.SEARCHES:
+            quick = search.answer_at_once(query, self.low_writes)
+            if quick is not None:
+                answer(fd, quick)
+            elif os.fork() == 0:
+                self.control.close()
+                answer(fd, search.respond(query, self.checkpoints))
+                os._exit(0)
+        else:
+            known = ", ".join([*QUERIES, *search.SEARCHES])
+            raise SessionError(f"unknown query {kind!r}", hint=f"Ask for one of: {known}.")

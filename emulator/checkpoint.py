@@ -1,0 +1,197 @@
+"""Checkpoints: forked copies of the whole machine, each standing at one tick.
+
+What it is: `Checkpoints` keeps, in the root of a session, one socket to each of them, the
+recorded slices and the pages written between them; `ask` hands a question to the right one. What
+it is not: anything in a file. A fork costs about 3 ms and 3 MB of private memory (measured on the
+Debian pair).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import socket
+from bisect import bisect_right
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from emulator.errors import BootflowError, SessionError
+from emulator.queries import QUERIES, Path
+from emulator.run import Record, Run
+from emulator.spans import Span, spans_of
+
+MAX_CHECKPOINTS: Final = 120
+MAX_SLICES: Final = 3000
+"""Slices between two checkpoints: so many fit into the message that carries a question."""
+MAX_QUESTION_BYTES: Final = 200 << 10
+
+
+@dataclass
+class Checkpoint:
+    """One forked process, as the root sees it."""
+
+    tick: int
+    first_slice: int
+    """Index of the first slice that begins at or after the tick."""
+    link: socket.socket
+    pages: npt.NDArray[np.int64]
+    """Pages written between the checkpoint before and this one."""
+
+
+class Checkpoints:
+    """All checkpoints of a session, and the slices that lead from one to the next."""
+
+    def __init__(self) -> None:
+        self.slices: list[tuple[int, int]] = []
+        self._starts: list[int] = []
+        self.reached = 0
+        self.standing: list[Checkpoint] = []
+        self._stages: dict[int, list[tuple[int, str]]] = {}
+        self._trail: list[npt.NDArray[np.int64]] = []
+
+    def follow(self, run: Run) -> None:
+        """Keep the trail that a run leaves, and its names."""
+        run.on_trail = self._trail.append
+        self._run = run
+
+    def sampled_spans(self, begin: int, end: int) -> list[Span]:
+        """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
+        rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
+        inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
+        return spans_of(self._run.names, inside, end)
+
+    def note_stage(self, tick: int, cpu: int, stage: str) -> None:
+        """Take note of a change of stage."""
+        self._stages.setdefault(cpu, []).append((tick, stage))
+
+    def stage_at(self, tick: int, cpu: int) -> str:
+        """The stage in which a CPU ran the instruction that made this tick."""
+        changes = self._stages.get(cpu, [])
+        at = bisect_right(changes, tick - 1, key=lambda change: change[0])
+        return changes[at - 1][1] if at else "hand-over"
+
+    def add_slice(self, cpu: int, ticks: int) -> None:
+        """Take note of a slice that has run."""
+        self._starts.append(self.reached)
+        self.slices.append((cpu, ticks))
+        self.reached += ticks
+
+    @property
+    def crowded(self) -> bool:
+        """So many slices have run since the last checkpoint that the next is due."""
+        last = self.standing[-1].first_slice if self.standing else 0
+        return len(self.slices) - last >= MAX_SLICES // 2
+
+    def fork(self, run: Run, inherited: Sequence[int]) -> None:
+        """Leave a copy of this process standing at this tick.
+
+        Args:
+            run: the run, which stands at `reached`.
+            inherited: descriptors of the root that the copy must not keep open.
+        """
+        pages = run.machine.take_dirty()
+        if self.standing and self.standing[-1].tick == run.machine.tick:
+            last = self.standing[-1]
+            last.pages = np.union1d(last.pages, pages)
+            return
+        if len(self.standing) >= MAX_CHECKPOINTS:
+            self._thin_out()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        if os.fork() == 0:
+            ours.close()
+            for other in self.standing:
+                other.link.close()
+            for fd in inherited:  # else whoever waits for their end would wait for ever
+                os.close(fd)
+            stand(run, theirs)
+        theirs.close()
+        self.standing.append(Checkpoint(run.machine.tick, len(self.slices), ours, pages))
+
+    def _thin_out(self) -> None:
+        """End every second checkpoint but the first and the last."""
+        kept = [self.standing[0]]
+        for n, checkpoint in enumerate(self.standing[1:-1]):
+            if n % 2:
+                checkpoint.pages = np.union1d(self.standing[n].pages, checkpoint.pages)
+                kept.append(checkpoint)
+            else:
+                checkpoint.link.close()
+        last = self.standing[-1]
+        if len(self.standing) % 2:
+            last.pages = np.union1d(self.standing[-2].pages, last.pages)
+        self.standing = [*kept, last]
+
+    def index_at(self, tick: int) -> int:
+        """Index of the last checkpoint at or before a tick."""
+        return bisect_right(self.standing, tick, key=lambda checkpoint: checkpoint.tick) - 1
+
+    def ask(self, query: Record, fd: int) -> None:
+        """Hand a question to the checkpoint it begins at; the answer goes to `fd`."""
+        kind = QUERIES[query["q"]]
+        first = max(0, kind.first_tick(query))
+        last = min(self.reached, kind.last_tick(query))
+        self.ask_at(self.index_at(first), last, query, fd)
+
+    def ask_at(self, index: int, last_tick: int, query: Record, fd: int) -> None:
+        """Hand a question to one checkpoint, with the slices up to a tick."""
+        checkpoint = self.standing[index]
+        end = bisect_right(self._starts, last_tick)
+        slices = self.slices[checkpoint.first_slice : max(end, checkpoint.first_slice)]
+        job = json.dumps({"query": query, "slices": slices[: 2 * MAX_SLICES]}).encode()
+        if len(job) > MAX_QUESTION_BYTES:
+            raise SessionError("a question that spans too many slices", hint="Ask for less.")
+        try:
+            socket.send_fds(checkpoint.link, [job], [fd])
+        except OSError as error:
+            raise SessionError(f"a checkpoint is gone: {error}", hint="Try again.") from error
+
+
+def stand(run: Run, link: socket.socket) -> None:
+    """What a checkpoint's process does: fork for every question, until the link closes."""
+    run.mute()
+    while True:
+        try:
+            message, fds, _, _ = socket.recv_fds(link, MAX_QUESTION_BYTES + 1, 4)
+        except OSError:
+            os._exit(0)
+        if not message:
+            os._exit(0)
+        if fds and os.fork() == 0:
+            link.close()
+            gc.disable()
+            answer(fds[0], _respond(run, message))
+            os._exit(0)
+        for fd in fds:
+            os.close(fd)
+
+
+def _respond(run: Run, message: bytes) -> Record:
+    """The answer to one question, in a process of its own."""
+    try:
+        job = json.loads(message)
+        query = job["query"]
+        slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
+        return QUERIES[query["q"]].answer(Path(run, slices), query)
+    except BootflowError as error:
+        return error_document(error)
+
+
+def error_document(error: BootflowError) -> Record:
+    """An error as an answer."""
+    return {"error": {"slug": error.slug, "message": error.message, "hint": error.hint}}
+
+
+def answer(fd: int, document: Record) -> None:
+    """Write one document to a descriptor; whoever asked may have gone."""
+    data = memoryview(json.dumps(document, separators=(",", ":")).encode())
+    with suppress(OSError):
+        while data:
+            data = data[os.write(fd, data) :]

@@ -1,0 +1,281 @@
+"""What a checkpoint can be asked, each answered by a fork of it that replays a stretch of the run.
+
+What it is: `QUERIES`, one row a question, with the ticks that it needs and the function that
+answers it from a `Path`: the run at the checkpoint's tick and the recorded slices from there on.
+What it is not: a search over many checkpoints (`search`), or the state itself (`Run.state`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from emulator import native
+from emulator.disassembly import disassemble
+from emulator.errors import DivergenceError, LimitError
+from emulator.mmu import ACCESS_WRITE
+from emulator.ppc64 import MSR_LE
+from emulator.run import Record, Run, hex64
+from emulator.spans import spans_of
+
+MAX_WINDOW: Final = 4096
+"""Instructions in one window."""
+MAX_HITS: Final = 2000
+TRAIL_MAX: Final = 2_000_000
+"""Blocks of which `trail` can tell; 48 MB."""
+
+
+def run_slice(run: Run, cpu: int, until_tick: int) -> None:
+    """Run one CPU to exactly a tick.
+
+    Raises:
+        DivergenceError: it cannot get there, although the record says so.
+    """
+    while run.machine.tick < until_tick:
+        begin = run.machine.tick
+        stop = run.advance(cpu, until_tick, exact=True)
+        if stop.why == "fault" or (run.machine.tick == begin and stop.why == "limit"):
+            nip, symbol, _ = run.where(cpu)
+            raise DivergenceError(
+                f"CPU {cpu} stops at tick {run.machine.tick} (nip 0x{nip:016x} {symbol}), but the "
+                f"record has it go on to tick {until_tick}",
+                hint="This is a bug of bootflow: please report it with the trace.",
+            )
+
+
+class Path:
+    """A run, and the recorded slices that lead on from where it stands."""
+
+    def __init__(self, run: Run, slices: Sequence[tuple[int, int]]) -> None:
+        self.run = run
+        self._slices = list(slices)
+
+    def segments(self, until_tick: int) -> Iterator[tuple[int, int]]:
+        """(cpu, last tick) of each piece up to a tick; the caller runs each before the next."""
+        while self._slices and self.run.machine.tick < until_tick:
+            cpu, ticks = self._slices.pop(0)
+            end = self.run.machine.tick + ticks
+            if end > until_tick:
+                self._slices.insert(0, (cpu, end - until_tick))
+                end = until_tick
+            yield cpu, end
+
+    def goto(self, tick: int) -> None:
+        """Run to exactly a tick."""
+        for cpu, end in self.segments(tick):
+            run_slice(self.run, cpu, end)
+
+
+@dataclass(frozen=True)
+class Query:
+    """One question."""
+
+    first_tick: Callable[[Record], int]
+    """Where the checkpoint may stand at the latest."""
+    last_tick: Callable[[Record], int]
+    """How far its slices must reach."""
+    answer: Callable[[Path, Record], Record]
+
+
+def _state(path: Path, query: Record) -> Record:
+    path.goto(query["tick"])
+    return path.run.state()
+
+
+# --- window: instructions around a tick -----------------------------------------------------------
+
+
+def _before(query: Record) -> int:
+    return _bounded(query, "before", 12)
+
+
+def _after(query: Record) -> int:
+    return _bounded(query, "after", 12)
+
+
+def _bounded(query: Record, name: str, default: int) -> int:
+    value = query.get(name, default)
+    if type(value) is not int or not 0 <= value <= MAX_WINDOW:
+        raise LimitError(f"{name} is {value!r}", hint=f"Ask for 0..{MAX_WINDOW} instructions.")
+    return value
+
+
+def _window(path: Path, query: Record) -> Record:
+    """The instructions that retired up to a tick and after it, each with what it changed."""
+    tick, run = query["tick"], path.run
+    path.goto(max(0, tick - _before(query)))
+    run.machine.set_watches(())
+    steps: list[Record] = []
+    accesses: list[tuple[int, int, bytes]] = []
+
+    def see(kind: int, addr: int, size: int) -> None:
+        if addr + size <= run.machine.ram_bytes:
+            accesses.append((kind, addr, run.machine.read(addr, size)))
+
+    for cpu in run.machine.cpus:
+        cpu.see_memory(see)
+    for number, end in path.segments(tick + _after(query)):
+        while run.machine.tick < end:
+            steps.append(_step(run, number, accesses))
+    return {"tick": tick, "steps": steps}
+
+
+def _step(run: Run, number: int, accesses: list[tuple[int, int, bytes]]) -> Record:
+    """Run one instruction of a CPU and say what it did."""
+    machine = run.machine
+    cpu = machine.cpus[number]
+    before, (nip, symbol, stage) = cpu.registers(), run.where(number)
+    word, little = machine.fetch_word(cpu, nip), bool(before.msr & MSR_LE)
+    accesses.clear()
+    run_slice(run, number, machine.tick + 1)
+    after = cpu.registers()
+    names = before.named()
+    changed = {
+        name: [hex64(names[name]), hex64(value)]
+        for name, value in after.named().items()
+        if value != names[name] and name != "nip"
+    }
+    memory = []
+    for kind, addr, old in accesses:
+        new = machine.read(addr, len(old))
+        value, was = (int.from_bytes(raw, "little" if little else "big") for raw in (new, old))
+        memory.append(
+            {
+                "kind": "w" if kind == ACCESS_WRITE else "r",
+                "addr": hex64(addr),
+                "size": len(old),
+                "value": hex64(value),
+                "old": hex64(was),
+            }
+        )
+    raw_word = word.to_bytes(4, "little" if little else "big")
+    line = disassemble(raw_word, nip, big_endian=not little)[0]
+    return {
+        "tick": machine.tick,
+        "cpu": number,
+        "nip": hex64(nip),
+        "word": f"0x{word:08x}",
+        "bytes": raw_word.hex(),
+        "text": line.text,
+        "symbol": symbol,
+        "stage": stage,
+        "le": little,
+        "changed": changed,
+        "memory": memory,
+    }
+
+
+# --- hits: accesses of a piece of memory within one stretch ---------------------------------------
+
+
+def _hits(path: Path, query: Record) -> Record:
+    """Accesses of physical [lo, hi) in ticks (from, to]: the last, the first, or all."""
+    run, machine = path.run, path.run.machine
+    path.goto(query["from"])
+    machine.set_watches(())
+    mode = {"last": native.HIT_LAST, "first": native.HIT_FIRST, "all": native.HIT_ALL}
+    s = machine.state
+    s[native.HIT_LO], s[native.HIT_HI] = query["lo"], query["hi"]
+    s[native.HIT_MODE], s[native.HIT_COUNT] = mode[query["want"]], 0
+    for cpu in machine.cpus:
+        cpu.look_for(query["lo"], query["hi"], query["kinds"])
+    rows: list[Record] = []
+    run.on_access = lambda row: rows.append(_access(run, [*_fields(row), None]))
+    for cpu_number, end in path.segments(query["to"]):
+        _run_until_hit(run, cpu_number, end)
+        if len(rows) >= MAX_HITS or (s[native.HIT_COUNT] and query["want"] == "first"):
+            break
+    if query["want"] != "all" and s[native.HIT_COUNT]:
+        rows = [_access(run, s[native.HIT : native.HIT + 9].tolist())]
+    return {"accesses": rows[:MAX_HITS], "more": len(rows) > MAX_HITS}
+
+
+def _run_until_hit(run: Run, cpu: int, end: int) -> None:
+    """Run to a tick, or a little less far once the first hit has stopped the CPU."""
+    s = run.machine.state
+    while run.machine.tick < end:
+        if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+            return
+        begin = run.machine.tick
+        run.advance(cpu, end, exact=True)
+        if run.machine.tick == begin:
+            return
+
+
+def _fields(row: object) -> list[int]:
+    return list(vars(row).values())
+
+
+def _access(run: Run, fields: list[int | None]) -> Record:
+    """One access as JSON; the fields of a log row, and the bytes before a write."""
+    kind, tick, cpu, nip, addr, size, value, msr = (int(x or 0) for x in fields[:8])
+    mask = (1 << 8 * size) - 1
+    old = fields[8]
+    return {
+        "found": True,
+        "kind": "w" if kind == native.LOG_WRITE else "r",
+        "tick": tick,
+        "cpu": cpu,
+        "nip": hex64(nip),
+        "symbol": run.names.name_at(nip % (1 << 64)),
+        "addr": hex64(addr),
+        "size": size,
+        "value": hex64(value & mask),
+        "old": None if old is None or kind != native.LOG_WRITE else hex64(old & mask),
+        "le": bool(msr & MSR_LE),
+    }
+
+
+# --- register: where did a register change last ---------------------------------------------------
+
+
+def _register(path: Path, query: Record) -> Record:
+    """Between which ticks of (from, to] a register of a CPU changed last: {"from", "to"} or {}."""
+    machine = path.run.machine
+    path.goto(query["from"])
+    s, cpu = machine.state, machine.cpus[query["cpu"]]
+    s[native.REGISTER], s[native.REGISTER_CPU] = query["register"], query["cpu"]
+    s[native.REGISTER_KNOWN] = s[native.REGISTER_TO] = 0
+    cpu.follow_blocks(native.on_block_register)
+    path.goto(query["to"])
+    value = cpu.registers_by_number(query["register"])
+    known = int(s[native.REGISTER_VALUE]) % (1 << 64)
+    if s[native.REGISTER_KNOWN] and value != known:
+        return {"from": int(s[native.REGISTER_BEFORE]), "to": query["to"]}
+    if s[native.REGISTER_TO]:
+        return {"from": int(s[native.REGISTER_FROM]), "to": int(s[native.REGISTER_TO])}
+    return {}
+
+
+# --- trail: functions over a stretch --------------------------------------------------------------
+
+
+def _trail(path: Path, query: Record) -> Record:
+    """Every block that ran in [from, to), with its function: exact spans of each CPU."""
+    run, machine = path.run, path.run.machine
+    path.goto(query["from"])
+    machine.set_trail(0, TRAIL_MAX)
+    run.on_trail = None
+    starts = []
+    for number, end in path.segments(query["to"]):
+        nip = machine.cpus[number].nip
+        starts.append((machine.tick, number, nip - (1 << 64) if nip >> 63 else nip))
+        run_slice(run, number, end)
+    rows = machine.take_trail()
+    complete = len(rows) < TRAIL_MAX
+    rows = np.concatenate([np.array(starts, np.int64).reshape(-1, 3), rows])
+    return {"spans": spans_of(run.names, rows, query["to"]), "complete": complete}
+
+
+QUERIES: Final[dict[str, Query]] = {
+    "state": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _state),
+    "window": Query(
+        lambda q: int(q["tick"]) - _before(q), lambda q: int(q["tick"]) + _after(q), _window
+    ),
+    "hits": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _hits),
+    "register": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _register),
+    "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
+}

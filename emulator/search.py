@@ -1,0 +1,350 @@
+"""Questions that look through the run: who wrote this byte last, who reads it next, where from.
+
+What it is: run in a process of its own, forked from the session's root, so that it can ask one
+checkpoint after another and the root stays free. Which stretches can hold a write is known from the
+pages written between checkpoints, so only those are replayed. What it is not: state of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+from emulator.checkpoint import Checkpoints, error_document
+from emulator.errors import BootflowError, LimitError, SessionError
+from emulator.handoff import LOW_COPY_BYTES
+from emulator.native import LOG_READ, LOG_WRITE
+from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR
+from emulator.run import Record, hex64
+from emulator.spans import squeeze
+
+MAX_LINKS: Final = 24
+MAX_SPANS: Final = 2000
+EXACT_TICKS: Final = 400_000
+"""A stretch up to this long is replayed block by block; a longer one is told from the trail that
+was left once in 16,384 ticks while it ran."""
+_SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
+    "lr": UC_REG_LR,
+    "ctr": UC_REG_CTR,
+}
+_NOT_FOUND: Final = {"found": False}
+
+
+def answer_at_once(query: Record, low_writes: Sequence[Record]) -> Record | None:
+    """The answer that needs no replay: the last writer of low memory is an event of the trace."""
+    if query["q"] != "last-write":
+        return None
+    lo, hi = _place(query)
+    if hi > LOW_COPY_BYTES:
+        return None
+    for row in reversed(low_writes):
+        at = int(row["addr"], 16)
+        if row["tick"] <= query["tick"] and at < hi and lo < at + row["size"]:
+            kept = ("tick", "cpu", "nip", "symbol", "addr", "size", "value")
+            return {"found": True, "kind": "w", "old": None} | {name: row[name] for name in kept}
+    return dict(_NOT_FOUND)
+
+
+def respond(query: Record, checkpoints: Checkpoints) -> Record:
+    """Answer one search; errors come back as a document."""
+    try:
+        return SEARCHES[query["q"]](_Searcher(checkpoints), query)
+    except BootflowError as error:
+        return error_document(error)
+
+
+def _place(query: Record) -> tuple[int, int]:
+    """Physical [lo, hi) of a query's addr and size."""
+    addr, size = query.get("addr"), query.get("size", 1)
+    if type(addr) is not int or type(size) is not int or not (addr >= 0 and 1 <= size <= 4096):
+        raise LimitError(
+            f"addr {addr!r}, size {size!r}", hint="Give a physical address and 1..4096 bytes."
+        )
+    return addr, addr + size
+
+
+class _Searcher:
+    """Asks checkpoints and waits for their answers."""
+
+    def __init__(self, checkpoints: Checkpoints) -> None:
+        self.all = checkpoints
+
+    def ask(self, index: int, last_tick: int, query: Record) -> Record:
+        """One question to one checkpoint."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self.all.ask_at(index, last_tick, query, theirs.fileno())
+            return self._hear(ours)
+
+    def ask_anyone(self, query: Record) -> Record:
+        """One question to the checkpoint that it begins at."""
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                self.all.ask(query, theirs.fileno())
+            return self._hear(ours)
+
+    @staticmethod
+    def _hear(ours: socket.socket) -> Record:
+        data = bytearray()
+        while piece := ours.recv(1 << 16):
+            data += piece
+        if not data:
+            raise SessionError("a checkpoint crashed while it searched", hint="Try again.")
+        document: Record = json.loads(data)
+        if "error" in document:
+            raise SessionError(document["error"]["message"], hint=document["error"]["hint"])
+        return document
+
+    def stretches(self, upto: int) -> Iterator[tuple[int, int, int]]:
+        """(checkpoint, from, to) of every stretch, the one that holds tick `upto` first."""
+        standing = self.all.standing
+        for index in range(self.all.index_at(upto), -1, -1):
+            after = standing[index + 1].tick if index + 1 < len(standing) else self.all.reached
+            yield index, standing[index].tick, min(after, upto)
+
+    def may_write(self, index: int, lo: int, hi: int) -> bool:
+        """Whether a page of [lo, hi) was written between a checkpoint and the next."""
+        standing = self.all.standing
+        if index + 1 >= len(standing):
+            return True
+        pages = standing[index + 1].pages
+        return any(((pages >= lo >> 12) & (pages <= (hi - 1) >> 12)).tolist())
+
+    def last_write(self, lo: int, hi: int, tick: int) -> Record:
+        """The newest write to physical [lo, hi) at or before a tick."""
+        for index, begin, end in self.stretches(tick):
+            if begin < end and self.may_write(index, lo, hi):
+                found = self._hits(index, begin, end, lo, hi, LOG_WRITE, "last")["accesses"]
+                if found:
+                    return self._with_stage(found[0])
+        return dict(_NOT_FOUND)
+
+    def _with_stage(self, row: Record) -> Record:
+        return row | {"stage": self.all.stage_at(row["tick"], row["cpu"])}
+
+    def _hits(
+        self, index: int, begin: int, end: int, lo: int, hi: int, kinds: int, want: str
+    ) -> Record:
+        query = {"q": "hits", "from": begin, "to": end, "lo": lo, "hi": hi}
+        return self.ask(index, end, query | {"kinds": kinds, "want": want})
+
+    def next_access(self, lo: int, hi: int, tick: int, kinds: int) -> Record:
+        """The first access of physical [lo, hi) after a tick."""
+        standing = self.all.standing
+        for index in range(self.all.index_at(tick), len(standing)):
+            last = index + 1 == len(standing)
+            end = self.all.reached if last else standing[index + 1].tick
+            begin = max(tick, standing[index].tick)
+            if kinds == LOG_WRITE and not self.may_write(index, lo, hi):
+                continue
+            if begin < end:
+                found = self._hits(index, begin, end, lo, hi, kinds, "first")["accesses"]
+                if found:
+                    return self._with_stage(found[0])
+        return dict(_NOT_FOUND)
+
+    def all_accesses(self, query: Record) -> Record:
+        """Every access of physical [lo, hi) in ticks (from, to]."""
+        lo, hi = int(query["lo"]), int(query["hi"])
+        begin, end = int(query.get("from", 0)), int(query.get("to", self.all.reached))
+        rows: list[Record] = []
+        more = False
+        for index, first, last in reversed(list(self.stretches(end))):
+            if last <= begin or more:
+                continue
+            kinds = int(query.get("kinds", LOG_READ | LOG_WRITE))
+            found = self._hits(index, max(first, begin), last, lo, hi, kinds, "all")
+            rows += [self._with_stage(row) for row in found["accesses"]]
+            more = found["more"] or len(rows) > MAX_SPANS
+        return {"accesses": rows[:MAX_SPANS], "more": more}
+
+    def register_write(self, cpu: int, register: str, tick: int) -> Record:
+        """The last instruction at or before a tick that changed a register of a CPU."""
+        number = _SEARCHABLE.get(register)
+        if number is None:
+            raise LimitError(f"register {register!r}", hint="Ask for r0..r31, lr or ctr.")
+        for index, begin, end in self.stretches(tick):
+            if begin >= end:
+                continue
+            query = {"q": "register", "from": begin, "to": end, "cpu": cpu, "register": number}
+            found = self.ask(index, end, query)
+            if found:
+                step = self._step_that_changed(cpu, register, found["from"], found["to"])
+                if step is not None:
+                    return {"found": True, "register": register} | step
+        return dict(_NOT_FOUND)
+
+    def _step_that_changed(self, cpu: int, register: str, begin: int, end: int) -> Record | None:
+        while begin < end:
+            before = min(end - begin, 2048)
+            steps = self.window(end, before)
+            for step in reversed(steps):
+                if step["cpu"] == cpu and register in step["changed"]:
+                    return step
+            end -= before
+        return None
+
+    def window(self, tick: int, before: int) -> list[Record]:
+        """The instructions that retired up to a tick."""
+        query = {"q": "window", "tick": tick, "before": before, "after": 0}
+        return list(self.ask_anyone(query)["steps"])
+
+
+# --- the chain behind a value ---------------------------------------------------------------------
+
+
+def _chain(searcher: _Searcher, query: Record) -> Record:
+    """Where a value came from: stored here, loaded there, copied ..., newest first."""
+    tick, links = int(query["tick"]), list[Record]()
+    place: tuple[int, int] | None = None
+    cpu, register = query.get("cpu"), query.get("register")
+    if "addr" in query:
+        place = _place(query)
+    while len(links) < MAX_LINKS:
+        if place is not None:
+            link, cpu, register = _link_of_memory(searcher, place, tick)
+            place = None
+        elif cpu is not None and register is not None:
+            link, place, register = _link_of_register(searcher, int(cpu), str(register), tick)
+        else:
+            break
+        links.append(link)
+        if link["tick"] is None:
+            break
+        tick = link["tick"] - 1
+    return {"links": links}
+
+
+def _link_of_memory(
+    searcher: _Searcher, place: tuple[int, int], tick: int
+) -> tuple[Record, int | None, str | None]:
+    """The store that put a value there, and the register that it came from."""
+    lo, hi = place
+    found = searcher.last_write(lo, hi, tick)
+    if not found["found"]:
+        link = {"what": "loader", "tick": None, "addr": hex64(lo), "size": hi - lo}
+        return link | {"text": "in memory since tick 0"}, None, None
+    step = searcher.window(found["tick"], 1)[-1]
+    register = _stored_register(int(step["word"], 16))
+    link = _link("stored", step) | {"addr": found["addr"], "size": found["size"]}
+    return link | {"value": found["value"], "register": register}, step["cpu"], register
+
+
+def _link_of_register(
+    searcher: _Searcher, cpu: int, register: str, tick: int
+) -> tuple[Record, tuple[int, int] | None, str | None]:
+    """The instruction that set a register, and where its value came from."""
+    found = searcher.register_write(cpu, register, tick)
+    if not found["found"]:
+        link = {"what": "start", "tick": None, "cpu": cpu, "register": register}
+        return link | {"text": "as the CPU started at tick 0"}, None, None
+    link = _link("computed", found) | {"register": register, "value": found["changed"][register][1]}
+    reads = [access for access in found["memory"] if access["kind"] == "r"]
+    if reads:
+        addr, size = int(reads[0]["addr"], 16), reads[0]["size"]
+        return (
+            link | {"what": "loaded", "addr": hex64(addr), "size": size},
+            (addr, addr + size),
+            None,
+        )
+    source = _copied_register(int(found["word"], 16))
+    if source is not None:
+        return link | {"what": "copied", "from": source}, None, source
+    return link, None, None
+
+
+def _link(what: str, step: Record) -> Record:
+    kept = ("tick", "cpu", "nip", "text", "symbol", "stage")
+    return {"what": what} | {name: step[name] for name in kept}
+
+
+_STORES: Final = {36, 38, 44, 62, 37, 39, 45}
+_STORES_31: Final = {151, 183, 215, 247, 407, 439, 149, 181, 662, 660, 918, 150, 214}
+
+
+def _stored_register(word: int) -> str | None:
+    """The general register that a store writes to memory, None for any other instruction."""
+    primary = word >> 26
+    if primary in _STORES or (primary == 31 and word >> 1 & 0x3FF in _STORES_31):
+        return f"r{word >> 21 & 31}"
+    return None
+
+
+def _copied_register(word: int) -> str | None:
+    """The one register that an instruction's result comes from, None if several or a constant."""
+    primary, extended = word >> 26, word >> 1 & 0x3FF
+    rt, ra, rb = word >> 21 & 31, word >> 16 & 31, word >> 11 & 31
+    if primary in (14, 15):  # addi, addis
+        return f"r{ra}" if ra else None
+    if primary in (24, 25, 26, 27, 28, 29, 21, 30):  # ori .. andis., rotates
+        return f"r{rt}"
+    if primary != 31:
+        return None
+    if extended == 444 and rt == rb:  # mr
+        return f"r{rt}"
+    if extended == 339:  # mfspr
+        return {8: "lr", 9: "ctr"}.get(ra)
+    if extended == 467:  # mtspr
+        return f"r{rt}"
+    return f"r{rt}" if extended in (986, 954, 922) else None
+
+
+def _last_write(searcher: _Searcher, query: Record) -> Record:
+    return searcher.last_write(*_place(query), int(query["tick"]))
+
+
+def _next_read(searcher: _Searcher, query: Record) -> Record:
+    return searcher.next_access(*_place(query), int(query["tick"]), LOG_READ)
+
+
+def _next_write(searcher: _Searcher, query: Record) -> Record:
+    return searcher.next_access(*_place(query), int(query["tick"]), LOG_WRITE)
+
+
+def _accesses(searcher: _Searcher, query: Record) -> Record:
+    return searcher.all_accesses(query)
+
+
+def _register_write(searcher: _Searcher, query: Record) -> Record:
+    return searcher.register_write(
+        int(query.get("cpu", 0)), str(query.get("register")), int(query["tick"])
+    )
+
+
+def _functions(searcher: _Searcher, query: Record) -> Record:
+    """The function that each CPU was in during [from, to), in at most 2,000 spans."""
+    reached = searcher.all.reached
+    begin, end = int(query.get("from", 0)), int(query.get("to", reached))
+    width = int(query.get("width", 1000))
+    if not (0 <= begin < end <= reached and 1 <= width <= MAX_SPANS):
+        raise LimitError(
+            f"from {begin}, to {end}, width {width}",
+            hint=f"Give ticks within 0..{reached} and a width of 1..{MAX_SPANS}.",
+        )
+    exact = end - begin <= EXACT_TICKS
+    if exact:
+        query = {"q": "trail", "tick": end, "from": begin, "to": end}
+        spans = searcher.ask_anyone(query)["spans"]
+    else:
+        spans = searcher.all.sampled_spans(begin, end)
+    cpus = 1 + max((span["cpu"] for span in spans), default=0)
+    rows = squeeze(spans, begin, end, width, max(1, MAX_SPANS // cpus))
+    for row in rows:
+        row["stage"] = searcher.all.stage_at(row["from"] + 1, row["cpu"])
+    return {"from": begin, "to": end, "exact": exact, "spans": rows}
+
+
+Search = Callable[[_Searcher, Record], Record]
+SEARCHES: Final[dict[str, Search]] = {
+    "last-write": _last_write,
+    "next-read": _next_read,
+    "next-write": _next_write,
+    "accesses": _accesses,
+    "register-write": _register_write,
+    "chain": _chain,
+    "functions": _functions,
+}

@@ -1,0 +1,36 @@
+"""Words that capstone gets wrong or names otherwise than objdump, in both byte orders."""
+
+from __future__ import annotations
+
+import pytest
+
+from emulator.disassembly import disassemble
+
+WORDS = (
+    (0x7C210B78, "or      1,1,1"),
+    (0x7FFFFB78, "or      31,31,31"),
+    (0x7E038378, "mr      r3,r16"),
+    (0x4C000024, "rfid"),
+    (0x7C9A03A6, "mtsrr0  r4"),
+    (0x78A507A4, "clrrdi  r5,r5,1"),
+    (0x78C507C6, "sldi    r5,r6,32"),
+    (0x90E4005C, "stw     r7,92(r4)"),
+    (0x7C0004AC, "hwsync"),
+    (0x4E800420, "bctr"),
+    (0x7D4C42A6, "mftb    r10"),
+    (0x00000000, ".long   0x00000000"),
+    (0x48000008, "b       10008"),
+    (0x7C002264, "tlbie   r4,r0,0,0,0"),
+)
+
+
+@pytest.mark.parametrize(("word", "text"), WORDS)
+@pytest.mark.parametrize("big_endian", [True, False])
+def test_text(word: int, text: str, big_endian: bool) -> None:
+    raw = word.to_bytes(4, "big" if big_endian else "little")
+    (line,) = disassemble(raw, 0x10000, big_endian=big_endian)
+    assert (line.addr, line.raw, line.text) == (0x10000, raw, text)
+
+
+def test_short_tail_is_left_out() -> None:
+    assert len(disassemble(bytes(11), 0, big_endian=True)) == 2
