@@ -1,4 +1,4 @@
-"""What drawings are made of: shapes with a CSS class, collected on a canvas. No markup, no colour."""
+"""What drawings are made of: shapes with a CSS class, collected on a canvas. No markup."""
 
 from __future__ import annotations
 

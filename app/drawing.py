@@ -118,7 +118,6 @@ def timeline(
     parts = cut(boot, turns(scene)) if len(boot) < 1000 else boot
     whole = axis(parts, 0, end, canvas.x0, canvas.x1)
     if spans:
-        scene = replace(scene, lanes=tuple((cpu, tuple(row)) for cpu, row in spans.items()))
         parts = busiest(spans, lo, hi)
     ax = axis(parts, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
     if (lo, hi) == (0, end):
@@ -127,7 +126,7 @@ def timeline(
         y = _minimap(canvas, whole, ax, lo, hi, cursor)
     y = _ruler(canvas, ax, y)
     top = y
-    y = _lanes(canvas, scene, ax, lo, hi, y)
+    y = _lanes(canvas, scene, ax, lo, hi, y, spans or {})
     y = _low_lane(canvas, scene, ax, lo, hi, y)
     y, flag_y = _flag_lane(canvas, scene, ax, lo, hi, y)
     y = _console_lane(canvas, scene, ax, lo, hi, y)
@@ -287,36 +286,55 @@ def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
     return y + 30
 
 
-def _lanes(canvas: Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
-    """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it."""
+def _lanes(
+    canvas: Canvas,
+    scene: Scene,
+    ax: Axis,
+    lo: int,
+    hi: int,
+    y: float,
+    spans: Mapping[int, Sequence[Span]],
+) -> float:
+    """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it.
+
+    With spans, a CPU that ran in the window shows its functions over its stages.
+    """
     lanes = sorted(scene.lanes, key=lambda lane: lane[0] != scene.boot_cpu)
     limit = max(8, 300 // max(len(lanes), 1))
-    for cpu, spans in lanes:
+    for cpu, stays in lanes:
+        functions = spans.get(cpu, ())
         boot = cpu == scene.boot_cpu
-        tall = 24.0 if boot else 13.0
+        tall = 24.0 if boot or functions else 13.0
         canvas.name(
             y + tall / 2 + 4, f"{cpu}" if canvas.narrow else f"cpu {cpu}", f"e{' b' * boot}"
         )
-        if boot:
+        if boot and not spans:
             placed = blocks(ax)
         else:
             canvas.line(canvas.x0, y + tall / 2, canvas.x1, y + tall / 2, "hl")
-            placed = lane_spans(spans, ax, lo, hi, limit)
+            placed = [] if functions else lane_spans(stays, ax, lo, hi, limit)
         for span, left, right in placed:
-            if not span.letter:
-                continue
-            _block(canvas, scene, span, left, right, y, tall)
+            if span.letter and not (boot and spans):
+                _block(canvas, scene, span, left, right, y, tall)
+        for span, left, right in lane_spans(functions, ax, lo, hi, 2 * limit):
+            _block(canvas, scene, span, left, right, y, tall, named=True)
         y += tall + 3
     return y + 2
 
 
 def _block(
-    canvas: Canvas, scene: Scene, span: Span, left: float, right: float, y: float, tall: float
-) -> None:
+    canvas: Canvas, scene: Scene, span: Span, left: float, right: float, y: float, tall: float,
+    *, named: bool = False,
+) -> None:  # fmt: skip
     words = f"{span.letter} {span.name}: ticks {span.lo:,} - {span.hi:,}, {span.ticks:,}"
     href = f"{scene.href}{span.lo}/{canvas.keep}" if scene.href else ""
     canvas.rect(left, y, right - left, tall, f"seg s{span.letter}", words, href)
-    if span.letter == "H":
+    label = f"{span.letter} {span.name}"
+    if named and len(label) * CHAR_PX < right - left - 4:
+        canvas.text(
+            (left + right) / 2, y + tall / 2 + 4, "c ha" if span.letter == "H" else "c", label
+        )
+    elif span.letter == "H":
         canvas.rect(left, y, right - left, tall, "hl")
         if right - left > 9:
             canvas.text(min(left + 34, (left + right) / 2), y + tall / 2 + 4, "c b ha", "H")

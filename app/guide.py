@@ -136,7 +136,7 @@ FIELDS = (
     ("flags", "name, addr, size, value of each flag in the loaded kernel"),
     ("disassembly", "a list a CPU round its NIP: addr, bytes, text, symbol, le"),
     ("steps", "instructions as they ran: tick, cpu, nip, bytes, text, changed, memory"),
-    ("selected", "what is followed: name, value, last_tick, last"),
+    ("selected", "what is followed: name, value, and the chain of steps that the value came by"),
     ("moves", "ticks of the neighbours: instruction, event, touch of the flag"),
     ("problem", "why the session could not be asked, else empty"),
 )

@@ -45,7 +45,7 @@ AskAll = Callable[[Sequence[Json]], list[tuple[Json, str]]]
 """Questions to the run's session -> (answer, "") or ({}, what went wrong) of each."""
 
 ZOOMS = (1 << 24, 1 << 16, 4096, 256)
-FUNCTIONS_TICKS = 1 << 22
+FUNCTIONS_TICKS = 1 << 20
 """A window of at most so many ticks shows functions instead of stages."""
 FUNCTIONS_WIDTH = 400
 
@@ -73,15 +73,27 @@ class Moves:
 
 
 @dataclass(frozen=True)
+class Link:
+    """One step of the way that a value came, the newest first."""
+
+    tick: int | None
+    cpu: int | None
+    letter: str
+    what: str
+    """stored, loaded, computed, copied, or loader: it was there at tick 0."""
+    text: str
+    symbol: str
+    where: str
+    """The place or register that held it then, and what it held."""
+
+
+@dataclass(frozen=True)
 class Selected:
     """The byte, word or register that the reader follows."""
 
     name: str
     value: str
-    last_tick: int | None
-    """When it was last written; None if never, or if nobody could say."""
-    last: str
-    """By whom, in words."""
+    chain: tuple[Link, ...]
     place: bool
     """It lies in memory, so that it can be read too."""
     problem: str = ""
@@ -203,11 +215,10 @@ def _answers(
         }  # fmt: skip
     if view.place is not None:
         addr, size = view.place
-        asked["selected"] = {"q": "last-write", "tick": tick, "addr": addr, "size": size}
+        asked["selected"] = {"q": "chain", "tick": tick, "addr": addr, "size": size}
     elif view.register:
-        asked["selected"] = {
-            "q": "register-write", "tick": tick, "cpu": view.cpu or 0, "register": view.register,
-        }  # fmt: skip
+        cpu = view.cpu or 0
+        asked["selected"] = {"q": "chain", "tick": tick, "cpu": cpu, "register": view.register}
     return dict(zip(asked, ask_all(list(asked.values())), strict=True))
 
 
@@ -234,8 +245,8 @@ def drawings(
 def function_spans(answer: Json, told: Story) -> dict[int, list[Span]]:
     """Turn the answer of a "functions" query into lanes; empty if there is none."""
     lanes: dict[int, list[Span]] = {}
-    if not answer.get("spans"):
-        return lanes
+    if not answer.get("spans") or not answer.get("exact", True):
+        return lanes  # a sample of a long window: its stages say more
     for cpu in told.lanes.stays:
         lanes[cpu] = []
     for row in answer["spans"][:2000]:
@@ -243,9 +254,7 @@ def function_spans(answer: Json, told: Story) -> dict[int, list[Span]]:
         name = panels.printable(str(row.get("symbol", ""))).split("+")[0] or stage_name(
             stage_id(str(row.get("stage", "")))
         )
-        count = int(row.get("count") or 1)
-        label = f"{name} x {count:,}" if count > 1 else name
-        span = Span(int(row["from"]), int(row["to"]), letter, label, name)
+        span = Span(int(row["from"]), int(row["to"]), letter, name)
         lanes.setdefault(int(row["cpu"]), []).append(span)
     for rows in lanes.values():
         rows.sort(key=lambda span: span.lo)
@@ -350,7 +359,7 @@ def _standing(lines: Sequence[Json], nip: str) -> tuple[RanLine, ...]:
 def _selected(
     view: View, told: Story, moment: Moment, answer: Json, problem: str
 ) -> Selected | None:
-    """Say of the selected byte or register what it holds and who wrote it last."""
+    """Say of the selected byte or register what it holds and which way the value came."""
     if view.place is not None:
         addr, size = view.place
         name = f"0x{addr:x}" + (f", {size} bytes" if size > 1 else "")
@@ -358,6 +367,9 @@ def _selected(
             cell.value for row in moment.low for cell in row.cells
             if addr <= cell.offset < addr + size
         )  # fmt: skip
+        for flag in moment.flags:
+            if (flag["at"], flag["size"]) == view.place:
+                name, value = f"{flag['name']} at {name}", f"{flag['shown']}"
     elif view.register:
         cpu = view.cpu or 0
         name = f"cpu {cpu} {view.register}"
@@ -365,19 +377,26 @@ def _selected(
         value = str(named[0].get(view.register, "")).removeprefix("0x") if named else ""
     else:
         return None
-    tick, words = None, "not written since tick 0"
-    if problem:
-        words = problem
-    elif answer.get("found", True) and answer.get("tick") is not None:
-        tick = int(answer["tick"])
-        letter = told.lanes.letter_of(answer.get("cpu"), tick)
-        text = panels.printable(str(answer.get("text") or ""))
-        symbol = panels.printable(str(answer.get("symbol") or ""))
-        words = " ".join(w for w in (letter, f"cpu {answer.get('cpu')}", symbol, text) if w)
-        if view.place and answer.get("value") is not None:
-            written = number(answer["value"]) or 0
-            words += f", <- {flag_or_hex(written, int(answer.get('size') or 1))}"
-    return Selected(name, value, tick, words, view.place is not None, problem)
+    links = tuple(_link(row, told) for row in answer.get("links", [])[:40])
+    return Selected(name, value, links, view.place is not None, problem)
+
+
+def _link(row: Json, told: Story) -> Link:
+    tick = row.get("tick")
+    where = str(row.get("register") or "")
+    if row.get("addr") is not None:
+        place = f"{number(row['addr']) or 0:x}"
+        where = {"stored": f"{where} -> {place}", "loaded": f"{place} -> {where}"}.get(
+            str(row.get("what")), place
+        )
+    if row.get("value") is not None:
+        where += f" = {flag_or_hex(number(row['value']) or 0, int(row.get('size') or 8))}"
+    return Link(
+        int(tick) if tick is not None else None, row.get("cpu"),
+        told.lanes.letter_of(row.get("cpu"), int(tick)) if tick is not None else "",
+        panels.printable(str(row.get("what", ""))), panels.printable(str(row.get("text") or "")),
+        panels.printable(str(row.get("symbol") or "")), panels.printable(where.strip()),
+    )  # fmt: skip
 
 
 def zooms(view: View, tick: int, last: int) -> tuple[Zoom, ...]:
