@@ -40,7 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import at, errors, guide, render, runs, uploads
+    from app import at, comparisons, errors, guide, render, runs, uploads
     from app.asking import Answers
     from app.compress import Gzip
     from app.index import Index
@@ -70,6 +70,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
     app.register_blueprint(at.blueprint)
+    app.register_blueprint(comparisons.blueprint)
     app.register_blueprint(guide.blueprint)
     app.before_request(_check_origin)
     app.after_request(_secure)

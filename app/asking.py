@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from emulator.errors import SessionError
+from emulator.errors import BootflowError
 
 Json = dict[str, Any]
 Query = Callable[[str, Json], Json]
@@ -44,7 +44,7 @@ class Answers:
             keep: the run has ended, so that the answer holds for ever.
 
         Raises:
-            SessionError: there is no answer.
+            BootflowError: there is no answer; usually a SessionError.
         """
         if not keep:
             return self._query(run_id, question)
@@ -95,7 +95,7 @@ class Answers:
     def _try(self, run_id: str, question: Json, keep: bool) -> tuple[Json, str]:
         try:
             return self.ask(run_id, question, keep=keep), ""
-        except SessionError as error:
+        except BootflowError as error:
             return {}, f"{error.message} {error.hint}".strip()
 
     def close(self) -> None:
