@@ -65,8 +65,11 @@ def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
         )
     with reader:
         told = told_by(run, reader)
-        make = moments.line_page if fragment or form == "svg" else moments.moment_page
-        page = make(run, reader, told, tick, asker(run), looked)
+        if fragment or form == "svg":
+            page = moments.line_page(run, reader, told, tick, asker(run), looked)
+        else:
+            widths = pages.CARD_WIDTHS if form == "png" else pages.WIDTHS
+            page = moments.moment_page(run, reader, told, tick, asker(run), looked, widths)
     moment = page.moment
     broken = moment is not None and bool(moment.problem)
     private = broken or (moment is not None and bool(moment.steps_problem))

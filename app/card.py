@@ -109,7 +109,7 @@ def png(page: Any) -> bytes:
         sheet.words(MARGIN, 196, f"!= asked: {verdict.asked}", 24, "bad", bold=True)
     room = WIDTH - 2 * MARGIN - wide - 26
     sheet.wrapped(MARGIN + wide + 26, 130, verdict.sentence, 30, room, 3)
-    _timeline(sheet, page.drawings[0], 236)
+    _timeline(sheet, page.drawings[0], 206 if bad else 192)
     if moment is not None:
         words = f"tick {moment.tick:,}"
         if moment.step is not None:
@@ -121,7 +121,7 @@ def png(page: Any) -> bytes:
         sheet.words(MARGIN, HEIGHT - 36, facts[:96], 22, "mut")
     small = sheet.image.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    small.quantize(128).save(out, "PNG", optimize=True)
+    small.quantize(200).save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
@@ -134,7 +134,7 @@ _EDGES = {"fo": "flag", "win": "ink", "ring": "flag", "ax": "line2", "hl": "line
 
 def _timeline(sheet: _Sheet, drawing: Drawing, top: float) -> None:
     """Draw the page's own timeline, as wide as the card."""
-    scale = min((WIDTH - 2 * MARGIN) / drawing.width, (HEIGHT - top - 84) / drawing.height)
+    scale = min((WIDTH - 2 * MARGIN) / drawing.width, (HEIGHT - top - 76) / drawing.height)
     for shape in drawing.shapes:
         classes = shape.css.split()
         stage = next(

@@ -195,7 +195,7 @@ def _flag_places(opened: Opened) -> list[tuple[int, int]]:
 def _tables(a: Json, b: Json, boots: tuple[int, int]) -> dict[str, Any]:
     return {
         "registers": compare.registers(a, b, boots),
-        "low": compare.memory(a["low_memory"], b["low_memory"], "0x0"),
+        "low": compare.memory(a["low_memory"], b["low_memory"], "real 0x0"),
         "kernel": compare.memory(a["kernel_low"], b["kernel_low"], "kernel"),
     }
 
@@ -223,18 +223,17 @@ def _sentence(sides: tuple[Side, ...], found: Found) -> str:
     """Say the difference in one sentence."""
     if found.same_digest:
         return "The same run twice: the trace digests are equal."
-    a, b = (side.verdict.word for side in sides)
-    flag = next((row for row in found.flag if not row.same), None)
-    words = f"A {a}, B {b}" if a != b else f"Both: {a}"
-    if found.divergence is not None:
-        words += (
-            f"; they part in {found.divergence.stage}, at tick {found.divergence.tick_a:,} of A"
-        )
-        words += f" and {found.divergence.tick_b:,} of B" * (
-            found.divergence.tick_a != found.divergence.tick_b
-        )
+    named = {row.name: row for row in found.flag}
+    kernel, written = named.get("kernel"), named.get("written")
+    if kernel is not None and not kernel.same:
+        words = f"A {kernel.a}, B {kernel.b}"
     else:
-        words += "; the flow of the boot CPU is the same"
-    if flag is not None:
-        words += f"; the flag, {flag.name}: {flag.a} in A, {flag.b} in B"
-    return words + "."
+        words = f"Both: {sides[0].verdict.sentence.rstrip('.')}" if kernel else "Two runs"
+    if written is not None and not written.same:
+        words += f"; flag written: {written.a} in A, {written.b} in B"
+    if found.divergence is None:
+        return words + "; the flow of the boot CPU shows no divergence."
+    ticks = f"tick {found.divergence.tick_a:,}"
+    if found.divergence.tick_a != found.divergence.tick_b:
+        ticks += f" of A, {found.divergence.tick_b:,} of B"
+    return f"{words}. They part in {found.divergence.stage}, at {ticks}."

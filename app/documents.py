@@ -105,8 +105,9 @@ def _gallery_document(page: pages.GalleryPage) -> dict[str, Any]:
                 "as_asked": row.as_asked,
                 "sentence": row.sentence,
                 "ticks": row.ticks,
+                "flag": row.flag,
             }
-            for row in (*page.own, *page.listed)
+            for row in page.rows
         ],
         "limits": page.limits,
     }

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from app.canvas import SMALL_CHAR_PX, Canvas
 
 BACK, ON = 12, 16
+MEDIUM_PX = 1000
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def lens(
     keep: str,
 ) -> float:
     """Draw the lens below y; return where it ends."""
-    back, on = (4, 4) if canvas.narrow else (BACK, ON)
+    back, on = (4, 4) if canvas.narrow else (7, 7) if canvas.x1 < MEDIUM_PX else (BACK, ON)
     cells = [c for c in cells if cursor - back < c.tick <= cursor + on]
     if not cells:
         return y

@@ -131,7 +131,13 @@ class Moment:
 
 
 def moment_page(
-    run: Run, reader: TraceReader, told: Story, tick: int, ask_all: AskAll, view: View
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    tick: int,
+    ask_all: AskAll,
+    view: View,
+    widths: tuple[int, ...] = pages.WIDTHS,
 ) -> pages.RunPage:
     """Make the page of one tick of a run.
 
@@ -142,6 +148,7 @@ def moment_page(
         tick: 0 up to the last tick.
         ask_all: asks the run's session.
         view: what the reader chose to look at.
+        widths: of the drawings.
 
     Raises:
         NoSuchTick: the run does not reach that tick.
@@ -169,7 +176,7 @@ def moment_page(
     spans = function_spans(answers.get("functions", ({}, ""))[0], told)
     return pages.RunPage(
         pages.head(run), told.verdict, last,
-        drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans),
+        drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans, widths),
         moment.cpus, shown, more_events, tuple(console[-200:]), after,
         pages.placement_lines(reader), (), reader.digest or "", view, moment, told.flooded,
     )  # fmt: skip
@@ -229,8 +236,9 @@ def drawings(
     view: View,
     cells: Sequence[Cell],
     spans: dict[int, list[Span]],
+    widths: tuple[int, ...] = pages.WIDTHS,
 ) -> tuple[Drawing, ...]:
-    """Draw the timeline for screens and for telephones."""
+    """Draw the timeline, for screens and for telephones."""
     drawn = scene(run_id, told)
     window = view.span(tick, told.lanes.last_tick)
     return tuple(
@@ -238,7 +246,7 @@ def drawings(
             drawn, width=w, cursor=tick, window=window, cells=cells, unfold=view.width == -1,
             keep=view.query(), spans=spans,
         )
-        for w in (pages.WIDE, pages.NARROW)
+        for w in widths
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from app.index import Run
 from app.story import Story, scene, story
 from app.view import View
 from emulator.errors import BootflowError
+from emulator.handoff import FLAGS
 from emulator.lanes import Lanes
 from emulator.trace import TraceReader
 from emulator.verdict import Verdict
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from app.moments import Moment
 
 WIDE, NARROW = 1400, 362
+WIDTHS = (WIDE, NARROW)
+CARD_WIDTHS = (960,)
 
 
 class NoSuchTick(BootflowError):
@@ -109,16 +112,89 @@ class GalleryRow:
     sentence: str
     ticks: int
     mini: Drawing | None
+    flag: str = ""
+    """The flag that it is about: __run_at_load, __kdump_flag, or none."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that stand together: one thread, the featured, the reader's own, the rest."""
+
+    title: str
+    note: str
+    rows: tuple[GalleryRow, ...]
+    message_id: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The ids of two runs that ask to be compared: a thread's only two."""
+        ended = [row for row in self.rows if row.mini is not None]
+        if self.message_id and len(ended) == len(self.rows) == 2:
+            return ended[1].head.id, ended[0].head.id
+        return None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What of the gallery is shown; empty fields let everything pass."""
+
+    words: str = ""
+    kernel: str = ""
+    purgatory: str = ""
+    outcome: str = ""
+    """stays, moves, stops, spins, or not-as-asked."""
+    flag: str = ""
+    thread: str = ""
+
+    def fits(self, row: GalleryRow) -> bool:
+        """Say whether a row passes what the index cannot tell."""
+        facts = " ".join(row.head.facts).lower()
+        if self.outcome == "not-as-asked":
+            right = row.as_asked is False
+        else:
+            right = self.outcome in ("", row.word.lower())
+        return (
+            right
+            and self.kernel.lower() in facts
+            and self.purgatory.lower() in facts
+            and self.flag in ("", row.flag)
+            and self.thread in ("", row.head.message_id)
+        )
 
 
 @dataclass(frozen=True)
 class GalleryPage:
     """The runs, and the form that makes a new one."""
 
-    own: tuple[GalleryRow, ...]
-    listed: tuple[GalleryRow, ...]
-    words: str
+    groups: tuple[Group, ...]
+    chosen: Filter
     limits: dict[str, int]
+
+    @property
+    def rows(self) -> tuple[GalleryRow, ...]:
+        """All rows, in the order of the page."""
+        return tuple(row for group in self.groups for row in group.rows)
+
+
+OUTCOMES = ("stays", "moves", "stops", "spins", "not-as-asked")
+FLAG_NAMES = ("__run_at_load", "__kdump_flag", "none")
+
+
+def gallery_groups(
+    own: list[GalleryRow], featured: list[GalleryRow], listed: list[GalleryRow]
+) -> tuple[Group, ...]:
+    """Put the rows into groups: the reader's own, threads, featured, recent; none twice."""
+    threads: dict[str, list[GalleryRow]] = {}
+    for row in listed:
+        if row.head.message_id:
+            threads.setdefault(row.head.message_id, []).append(row)
+    groups = [Group("Yours", "started by this browser, listed or not", tuple(own))]
+    for key, rows in threads.items():
+        groups.append(Group(f"Thread {key}", "", tuple(rows), key))
+    rest = [row for row in listed if not row.head.message_id]
+    groups.append(Group("Featured", "sample pairs of our own", tuple(featured)))
+    groups.append(Group("Recent", "published by their owners, newest first", tuple(rest)))
+    return tuple(group for group in groups if group.rows)
 
 
 def head(run: Run) -> Head:
@@ -163,7 +239,13 @@ def size_text(size_bytes: int) -> str:
     return f"{size_bytes:,} bytes"
 
 
-def run_page(run: Run, reader: TraceReader, told: Story, view: View) -> RunPage:
+def run_page(
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    view: View,
+    widths: tuple[int, ...] = WIDTHS,
+) -> RunPage:
     """Make the page of a run, while it goes on and after."""
     drawn = scene(run.id, told)
     last = told.lanes.last_tick
@@ -176,7 +258,7 @@ def run_page(run: Run, reader: TraceReader, told: Story, view: View) -> RunPage:
         last,
         tuple(
             timeline(drawn, width=w, window=window, unfold=view.width == -1, keep=view.query())
-            for w in (WIDE, NARROW)
+            for w in widths
         ),
         panels.sampled_cpu_rows(samples, told.lanes, told.boot_cpu),
         tuple(_window(rows, 300, told.running)),
@@ -254,12 +336,26 @@ def _uploaded(run: Run) -> tuple[tuple[str, str, str, int], ...]:
 def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:
     """Make a row of the gallery; reader is None for a run without a trace."""
     word, sentence, ticks, drawing = run.word, run.verdict, run.ticks, None
+    flag = ""
     as_asked = word == {"stay": "STAYS", "move": "MOVES"}.get(run.asked) if word else None
     if reader is not None:
         told = story(reader)
         drawing = mini(scene(run.id, told))
         word, sentence, as_asked = told.verdict.word, told.verdict.sentence, told.verdict.as_asked
         ticks = told.lanes.last_tick
+        flag = _flag_name(told)
     return GalleryRow(
-        head(run), word or run.status.upper(), as_asked, panels.printable(sentence), ticks, drawing
-    )
+        head(run), word or run.status.upper(), as_asked, panels.printable(sentence), ticks, drawing,
+        flag,
+    )  # fmt: skip
+
+
+def _flag_name(told: Story) -> str:
+    """Return the flag that the run wrote or read, "none" if it touched no flag."""
+    offsets = {flag.at: flag.name for flag in FLAGS}
+    for step in told.verdict.custody:
+        for at, name in offsets.items():
+            if f"kernel+0x{at:x}:" in step.text:
+                return name
+    touched = any(step.number > 0 for step in told.verdict.custody)
+    return FLAGS[0].name if touched else "none"

@@ -130,7 +130,7 @@ def fit(text: str) -> str:
         margin = " " * _margin(line)
         lines += textwrap.wrap(
             line, TEXT_COLUMNS, subsequent_indent=margin, drop_whitespace=True,
-            break_on_hyphens=False,
+            break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
     return "\n".join(lines) + "\n"
 

@@ -108,7 +108,9 @@ def _run(run_id: str, form: str) -> AnyResponse:
             if run.ended and not reader.last_tick:
                 page = pages.wait_page(run, reader)
             else:
-                page = pages.run_page(run, reader, told_by(run, reader), view.parse(request.args))
+                widths = pages.CARD_WIDTHS if form == "png" else pages.WIDTHS
+                looked = view.parse(request.args)
+                page = pages.run_page(run, reader, told_by(run, reader), looked, widths)
     if isinstance(page, pages.WaitPage) and form not in ("html", "txt", "json"):
         raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
     response = send(page, form, fragment=fragment, token=token)
