@@ -71,7 +71,7 @@ def _may_compress(status: str, headers: list[tuple[str, str]]) -> bool:
     return (
         status[:3] not in ("204", "206", "304")
         and "content-encoding" not in named
-        and "content-disposition" not in named
+        and not named.get("content-disposition", "").startswith("attachment")
         and named.get("content-type", "").startswith(_KINDS)
     )
 

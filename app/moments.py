@@ -426,7 +426,8 @@ def zooms(view: View, tick: int, last: int) -> tuple[Zoom, ...]:
         out.append(_aside("out", view, middle - 2 * wide, middle + 2 * wide, end))
         out.append(_aside("earlier", view, lo - wide // 2, hi - wide // 2, end))
         out.append(_aside("later", view, lo + wide // 2, hi + wide // 2, end))
-    return tuple(out)
+    shown = None if span is None else view.query(width=0, window=span)
+    return tuple(zoom for zoom in out if zoom.current or zoom.query != shown)
 
 
 def _aside(name: str, view: View, lo: int, hi: int, end: int) -> Zoom:

@@ -164,7 +164,8 @@ _ACCESS = re.compile(
     r"(0x[0-9a-f]{1,16})(?:\+([1248]))?\Z"
 )
 _FIRST = re.compile(
-    r"(?:first\s+(?:time\s+)?)?(?:nip|pc)\s*==?\s*(\S+)\Z|first\s+(?:time\s+)?(\S+)\Z"
+    r"(?:first\s+(?:time\s+)?)?(?:nip|pc)\s*==?\s*(\S+)\Z|first\s+(?:time\s+)?(\S+)\Z",
+    re.IGNORECASE,
 )
 
 

@@ -141,8 +141,25 @@
     }
   }
 
+  /* The tick that zooming keeps in view: the cursor if the pointer is on it, else the one that was
+     there when the wheel began to turn, for the axis is drawn anew at each step. */
+  let anchor = { x: -1, tick: 0, until: 0 };
+
+  function anchorAt(svg, v, x) {
+    const field = find("#tick"), now = performance.now();
+    if (now < anchor.until && Math.abs(x - anchor.x) < 4) {
+      anchor.until = now + 1500;
+      return anchor.tick;
+    }
+    const tick = field && field.dataset.last ? Number(field.value) : -1;
+    const shown = corners(svg.dataset.axis);
+    const near = tick >= v.lo && tick <= v.hi && Math.abs(through(shown, 1, 0, tick) - x) < 8;
+    anchor = { x, tick: near ? tick : v.tickAt(x), until: now + 1500 };
+    return anchor.tick;
+  }
+
   function zoomAt(svg, x, factor) {
-    const v = view(svg), at = v.x(v.tickAt(x));
+    const v = view(svg), at = v.x(Math.min(Math.max(anchorAt(svg, v, x), v.lo), v.hi));
     const lo = at - (at - v.x(v.lo)) * factor, hi = at + (v.x(v.hi) - at) * factor;
     const a = v.tick(Math.max(lo, v.left)), b = v.tick(Math.min(hi, v.right));
     if (factor < 1 && v.hi - v.lo <= MIN_WINDOW) return;

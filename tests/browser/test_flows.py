@@ -285,7 +285,7 @@ def test_zoom_without_scripts(site: Site, new_page: Callable[..., Page]) -> None
     page = new_page(java_script_enabled=False)
     flag = site.tick("written by")
     page.goto(f"{site.url}/t/{site.stays}/{flag}/")
-    for name in ("in", "in", "later", "out", "4,096", "whole run"):
+    for name in ("in", "in", "earlier", "out", "4,096", "whole run"):
         before = page.url
         page.locator(".nav").get_by_text(name, exact=True).click()
         assert page.url != before, name
@@ -384,13 +384,13 @@ def test_embed_in_another_page(site: Site, new_page: Callable[..., Page], tmp_pa
     page = new_page()
     flag = site.tick("written by")
     page.route(
-        "http://blog.example/",
+        "http://127.0.0.1:9/",
         lambda route: route.fulfill(
             content_type="text/html",
             body=f'<iframe width=1000 height=500 src="{site.url}/t/{site.stays}/{flag}/embed">',
         ),
     )
-    page.goto("http://blog.example/")
+    page.goto("http://127.0.0.1:9/")
     frame = page.frame_locator("iframe")
     expect(frame.locator(".verdict .tag")).to_have_text("STAYS")
     expect(frame.locator("svg.wide")).to_be_visible()
