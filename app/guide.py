@@ -225,6 +225,13 @@ def _cached(response: Response) -> Response:
     return response
 
 
+@blueprint.get("/favicon.ico")
+def icon() -> AnyResponse:
+    """Give the icon to pages that cannot name it, such as text."""
+    found: AnyResponse = current_app.send_static_file("icon.svg")
+    return found
+
+
 @blueprint.app_template_global()
 def key_table() -> tuple[Key, ...]:
     """Return the keys for the dialog."""

@@ -21,15 +21,17 @@
     link.click();
   }
 
+  /* While an answer is on its way, a key waits for the page that it will be pressed on. */
   function press(key) {
     const link = find(`[data-key="${CSS.escape(key)}"]`);
-    if (link) link.click();
+    if (link && busy) waiting = key; else if (link) link.click();
     return Boolean(link);
   }
 
   /* h and l held down: only the newest goal is asked for, when the answer before has come. */
   let goal = null;
   let busy = false;
+  let waiting = "";
 
   function step(by) {
     const field = find("#tick");
@@ -364,16 +366,16 @@
   }
 
   document.addEventListener("htmx:beforeRequest", (event) => {
-    if (event.detail.target.id === "main") busy = true;
+    if ((event.detail.target || {}).id === "main") busy = true;
   });
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.target.id !== "main") return;
+    if ((event.detail.target || {}).id !== "main") return;
     open.clear();
     for (const block of document.querySelectorAll("#main details[id]")) open.set(block.id, block.open);
     wanted = null;
   });
   document.addEventListener("htmx:afterSettle", (event) => {
-    if (event.detail.target.id !== "main") return;
+    if ((event.detail.target || {}).id !== "main") return;
     busy = false;
     const was = [...open.values()].filter(Boolean).length;
     for (const [id, state] of open) {
@@ -383,10 +385,14 @@
     const told = find("#main [data-say]");
     if (told && find("#say")) find("#say").textContent = told.dataset.say;
     const field = find("#tick");
-    if (goal !== null && field && goal !== Number(field.value)) pursue(); else goal = null;
+    if (goal !== null && field && goal !== Number(field.value)) { pursue(); return; }
+    goal = null;
+    if (waiting) { const key = waiting; waiting = ""; press(key); }
   });
+  const rest = () => { busy = false; goal = null; waiting = ""; };
+  document.addEventListener("htmx:sendAbort", rest);
   for (const name of ["htmx:sendError", "htmx:timeout"]) {
-    document.addEventListener(name, () => { busy = false; goal = null; unreachable(); });
+    document.addEventListener(name, () => { rest(); unreachable(); });
   }
 
   document.addEventListener("keydown", onKey);
