@@ -128,7 +128,9 @@ OWNER_SECONDS = 60
 
 def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> Response:
     """Say how long an answer may be kept: an ended run's moments never change."""
-    if run.ended and not private and response.status_code == 200:
+    if text_browser():
+        response.headers["Cache-Control"] = "private"
+    elif run.ended and not private and response.status_code == 200:
         kept = f"max-age={seconds}" if seconds else "max-age=31536000, immutable"
         response.headers["Cache-Control"] = f"public, {kept}"
         response.headers["Vary"] = "Cookie, HX-Request"
@@ -204,6 +206,15 @@ def delete(run_id: str) -> AnyResponse:
 
 def _token(run_id: str) -> str:
     return request.form.get("token", "") or own_tokens().get(run_id, "")
+
+
+TEXT_BROWSERS = ("Lynx", "Links", "ELinks", "w3m")
+
+
+@blueprint.app_template_global()
+def text_browser() -> bool:
+    """Say whether the reader's browser shows text only, where a drawing would be a heap of words."""
+    return request.headers.get("User-Agent", "").startswith(TEXT_BROWSERS)
 
 
 @blueprint.app_template_global()
