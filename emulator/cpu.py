@@ -110,6 +110,8 @@ class Cpu:
         """Its current code range: lo, hi, class (see `native`)."""
         self.code: dict[int, bytes] = {}
         """Physical pages it has fetched code from, as they were then."""
+        self.opened = 0
+        """How many of them it may write (see `native`)."""
         self.interrupt = -1
         """Number of the exception that stopped it, -1 for none."""
         self._state = state

@@ -13,6 +13,7 @@ What shapes it, beside Unicorn's own quirks (`cpu`):
   accesses of those pages reach a native callback, everything else runs at full speed. See
   `native`.
 - A write through MMIO, or by another CPU, does not drop translated blocks: `_drop_stale_code` does.
+  Nor does a second write of the same CPU to a page of code: the block hook compares (`native`).
 - A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
 """
@@ -148,6 +149,8 @@ class Machine:
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._prepared = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint8)
+        self._opened = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint16)
+        self._copies = np.zeros((cpus, native.OPENED_MAX * PAGE_BYTES), np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
         self._last: Cpu | None = None
@@ -271,8 +274,6 @@ class Machine:
                 break
             stop = self._go(cpu, until_tick)
             written = int(s[native.WATCH_WRITTEN])
-            if written:
-                self._forget_written(cpu, written)
             if stop is not None or not s[native.STOPPED]:
                 continue
             if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
@@ -314,6 +315,9 @@ class Machine:
         s[native.CPU] = cpu.number
         s[native.PID] = cpu.spr(SPR_PID) & 0xFFFFFFFF
         s[native.PREPARED_ADDR] = self._prepared[cpu.number].ctypes.data
+        s[native.OPENED_ADDR] = self._opened[cpu.number].ctypes.data
+        s[native.COPIES_ADDR] = self._copies[cpu.number].ctypes.data
+        s[native.OPENED_COUNT] = cpu.opened
         s[native.RANGE_LO], s[native.RANGE_HI], s[native.RANGE_CLASS] = cpu.range
         s[native.BLOCK_BYTES] = 0
         s[native.WATCH_WRITTEN] = 0
@@ -325,6 +329,7 @@ class Machine:
         s = self.state
         cpu.range = tuple(s[[native.RANGE_LO, native.RANGE_HI, native.RANGE_CLASS]].tolist())
         cpu.retired += self.tick - begin
+        cpu.opened = int(s[native.OPENED_COUNT])
         count = int(s[native.FETCH_COUNT])
         if count > native.FETCHED_MAX:  # more than could be noted: start over with what is known
             cpu.drop_all_code()
@@ -344,6 +349,7 @@ class Machine:
         s[native.FAULT_WHY] = 0
         refused = cpu.go(end)
         self._settle(cpu.nip)
+        self._forget_written(cpu)
         if cpu.interrupt >= 0:
             return self._interrupted(cpu)
         return self._refused(cpu) if refused else None
@@ -368,11 +374,28 @@ class Machine:
                 self._drop_page(cpu, page)
                 cpu.code[page] = ram[page : page + PAGE_BYTES]
 
-    def _forget_written(self, cpu: Cpu, written: int) -> None:
-        """Drop the translations of watched pages that this CPU itself wrote."""
+    def _forget_written(self, cpu: Cpu) -> None:
+        """Drop the translations of code that this CPU itself wrote."""
+        s = self.state
+        written = int(s[native.WATCH_WRITTEN])
         for n, page in enumerate(self.watch_pages):
             if written >> n & 1:
                 self._drop_page(cpu, page)
+        if not written & native.CODE_WRITTEN:
+            return
+        stale = int(s[native.STALE_PAGE])
+        if stale >= 0:
+            self._drop_page(cpu, stale)
+        else:
+            self._drop_everything(cpu)
+
+    def _drop_everything(self, cpu: Cpu) -> None:
+        """Drop every translation and all that is known about code pages."""
+        cpu.drop_all_code()
+        cpu.flush_tlb()
+        self._prepared[cpu.number][:] = 0
+        self._opened[cpu.number][:] = 0
+        self.state[native.OPENED_COUNT] = 0
 
     def _drop_page(self, cpu: Cpu, page: int) -> None:
         """Drop every translation of a physical page, whatever address it ran under."""
@@ -383,6 +406,11 @@ class Machine:
         s[native.PROBE] = -1
         cpu.flush_tlb()
         self._prepared[cpu.number][page // PAGE_BYTES] = 0
+        slot = int(self._opened[cpu.number][page // PAGE_BYTES])
+        if slot:
+            at = (slot - 1) * PAGE_BYTES
+            now = np.frombuffer(self.ram, np.uint8, PAGE_BYTES, page)
+            self._copies[cpu.number][at : at + PAGE_BYTES] = now
 
     # --- what interrupts a CPU ------------------------------------------------------------------
 

@@ -49,11 +49,17 @@ HIT = RANGE_CLASS + 5  # the last (or first) hit: the fields of a log row, and t
 REGISTER, REGISTER_CPU, REGISTER_VALUE, REGISTER_KNOWN = (HIT + n for n in (9, 10, 11, 12))
 REGISTER_BEFORE, REGISTER_FROM, REGISTER_TO = (HIT + n for n in (13, 14, 15))
 TRAIL_ADDR, TRAIL_MAX, TRAIL_COUNT, TRAIL_NEXT, TRAIL_STEP = (HIT + n for n in range(16, 21))
-RANGES = HIT + 24  # rows of (lo, hi, id), disjoint and ascending
+STARTS_ADDR, STARTS_COUNT, CENSUS_ADDR, CENSUS_MAX = (HIT + n for n in range(24, 28))
+CENSUS_COUNT, FUNCTION_LO, FUNCTION_HI, FUNCTION_CPU = (HIT + n for n in range(28, 32))
+CENSUS_CPU_SHIFT = 40  # a census row is (tick, cpu << 40 | index of the function)
+RANGES = HIT + 32  # rows of (lo, hi, id), disjoint and ascending
 RANGE_MAX = 128
 FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since drained
 FETCHED_MAX = 4096
-LOG = FETCHED + FETCHED_MAX
+OPENED = FETCHED + FETCHED_MAX
+OPENED_ADDR, COPIES_ADDR, OPENED_COUNT, STALE_PAGE = (OPENED + n for n in range(4))
+OPENED_MAX = 1024  # code pages of one CPU that may be written: see `_open_code_page`
+LOG = OPENED + 4
 LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
 LOG_MAX = 4096
 STATE_SLOTS = LOG + LOG_FIELDS * LOG_MAX
@@ -71,6 +77,7 @@ PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical p
 RANGE_CLASS_SHIFT = 20  # a change of range is logged if the bits from here on differ
 RANGE_STOP = 1 << 16  # bit of a range's id: stop exactly where it is entered
 STOPPED_AT_RANGE = 1 << 33  # bit of WATCH_WRITTEN: such a range was entered
+CODE_WRITTEN = 1 << 34  # bit of WATCH_WRITTEN: STALE_PAGE has translations that are no longer right
 WATCH_MATCHED = 1 << 32  # bit of WATCH_WRITTEN: a logged range was written, not just its page
 
 
@@ -193,6 +200,53 @@ def _leave_trail(s: Any, tick: int, address: int) -> None:
     s[TRAIL_COUNT] = n + 1
 
 
+@njit(cache=True)
+def _open_code_page(s: Any, physical: int) -> None:
+    """A page is mapped for writing: if code was fetched from it, keep a copy of it as it is now.
+
+    Unicorn notices only the first write to a page that holds translated code, and drops what that
+    one write overlaps. So every block of such a page is compared with the copy before it runs.
+    """
+    pages = s[RAM_BYTES] >> 12
+    prepared = carray(_pointer(s[PREPARED_ADDR]), (pages,), np.uint8)
+    opened = carray(_pointer(s[OPENED_ADDR]), (pages,), np.uint16)
+    if not prepared[physical >> 12] or opened[physical >> 12] or s[OPENED_COUNT] > OPENED_MAX:
+        return
+    slot = s[OPENED_COUNT]
+    s[OPENED_COUNT] = slot + 1
+    if slot == OPENED_MAX:  # no room: everything is dropped at the next block
+        s[STALE_PAGE] = -1
+        s[WATCH_WRITTEN] |= np.int64(CODE_WRITTEN)
+        s[LIMIT] = 0
+        return
+    words = carray(_pointer(s[RAM_ADDR] + physical), (512,), np.uint64)
+    copy = carray(_pointer(s[COPIES_ADDR] + (slot << 12)), (512,), np.uint64)
+    for i in range(512):
+        copy[i] = words[i]
+    opened[physical >> 12] = slot + 1
+
+
+@njit(cache=True)
+def _is_stale(s: Any, ea: int, size: int) -> bool:
+    """Whether a block's code differs from what its page held when it was opened for writing."""
+    opened = carray(_pointer(s[OPENED_ADDR]), (s[RAM_BYTES] >> 12,), np.uint16)
+    end = min(ea + size, s[RAM_BYTES])
+    while ea < end:
+        slot = np.int64(opened[ea >> 12])
+        piece = min(end, ((ea >> 12) + 1) << 12)
+        if slot:
+            count = (piece - ea) >> 2
+            words = carray(_pointer(s[RAM_ADDR] + ea), (count,), np.uint32)
+            at = s[COPIES_ADDR] + ((slot - 1) << 12) + (ea & 0xFFF)
+            copy = carray(_pointer(at), (count,), np.uint32)
+            for i in range(count):
+                if words[i] != copy[i]:
+                    s[STALE_PAGE] = (ea >> 12) << 12
+                    return True
+        ea = piece
+    return False
+
+
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
@@ -208,6 +262,11 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     if tick >= s[TRAIL_NEXT]:
         _leave_trail(s, tick, address)
     ea = address & EA_MASK
+    if s[OPENED_COUNT] and _is_stale(s, ea, np.int64(size)):
+        s[WATCH_WRITTEN] |= np.int64(CODE_WRITTEN)
+        s[STOPPED] = 1
+        _call_stop(s[EMU_STOP], uc)
+        return
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
     outside = ea < s[RANGE_LO] or ea >= s[RANGE_HI]
@@ -294,6 +353,33 @@ def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> Non
 
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
+def on_block_function(uc: Any, address: int, size: int, user: Any) -> None:
+    """UC_HOOK_BLOCK, after `on_block`: note every change of function, for the census."""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    ea = address & EA_MASK
+    if s[STOPPED] or (ea >= s[FUNCTION_LO] and ea < s[FUNCTION_HI] and s[CPU] == s[FUNCTION_CPU]):
+        return
+    starts = carray(_pointer(s[STARTS_ADDR]), (s[STARTS_COUNT],), np.int64)
+    lo = np.int64(0)
+    hi = s[STARTS_COUNT]
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if starts[middle] <= ea:
+            lo = middle + 1
+        else:
+            hi = middle
+    s[FUNCTION_LO] = starts[lo - 1] if lo > 0 else 0
+    s[FUNCTION_HI] = starts[lo] if lo < s[STARTS_COUNT] else EA_MASK + 1
+    s[FUNCTION_CPU] = s[CPU]
+    n = s[CENSUS_COUNT]
+    s[CENSUS_COUNT] = n + 1
+    if n < s[CENSUS_MAX]:
+        rows = carray(_pointer(s[CENSUS_ADDR]), (2 * s[CENSUS_MAX],), np.int64)
+        rows[2 * n] = s[TICK]
+        rows[2 * n + 1] = (s[CPU] << CENSUS_CPU_SHIFT) | lo
+
+
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block_register(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK, after `on_block`: between which blocks did a register change last?"""
     s = carray(user, (STATE_SLOTS,), np.int64)
@@ -376,7 +462,7 @@ def _needs_hook(ram: Any, physical: int) -> bool:
 
 
 @njit(cache=True)
-def _fetch_page(s: Any, page: int, physical: int) -> int:
+def _fetch_page(s: Any, uc: Any, page: int, physical: int) -> int:
     """Note a page mapped for fetch; refuse it while it needs code hooks that do not stand yet."""
     words = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 2,), np.uint32)
     prepared = carray(_pointer(s[PREPARED_ADDR]), (s[RAM_BYTES] >> 12,), np.uint8)
@@ -389,6 +475,7 @@ def _fetch_page(s: Any, page: int, physical: int) -> int:
         if _needs_hook(words, physical):
             return WANT_PREPARE
         prepared[physical >> 12] |= alias
+        _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])  # whoever may write the page must ask again
     n = s[FETCH_COUNT]
     if n < FETCHED_MAX:
         s[FETCHED + n] = physical
@@ -419,7 +506,7 @@ def on_tlb_fill(uc: Any, page: int, access: int, result: Any, user: Any) -> bool
     ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 3,), np.uint64)
     physical, why = mmu.translate(ram, s[RAM_BYTES], page, access, msr, s[PROCESS_TABLE], s[PID])
     if why == 0 and access == mmu.ACCESS_FETCH:
-        why = _fetch_page(s, page, physical)
+        why = _fetch_page(s, uc, page, physical)
     if why != 0:
         s[FAULT_EA] = page
         s[FAULT_ACCESS] = access
@@ -438,4 +525,7 @@ def on_tlb_fill(uc: Any, page: int, access: int, result: Any, user: Any) -> bool
         if s[WATCH_PAGES + i] == physical:
             out[0] = WINDOW + (i << 12)
             out[1] = 3
+            return True
+    if access == mmu.ACCESS_WRITE:
+        _open_code_page(s, physical)
     return True

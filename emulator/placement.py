@@ -97,6 +97,26 @@ class Placement:
         """The segment of that name."""
         return next((segment for segment in self.segments if segment.name == name), None)
 
+    def with_corrupt_byte(self, addr: int) -> Placement:
+        """The same with every bit of one loaded byte inverted; the digest stays the loader's.
+
+        Raises:
+            PlacementError: the loader put nothing at that real address.
+        """
+        for n, segment in enumerate(self.segments):
+            at = addr - segment.addr
+            if 0 <= at < len(segment.data):
+                data = bytearray(segment.data)
+                data[at] ^= 0xFF
+                changed = replace(segment, data=bytes(data))
+                return replace(
+                    self, segments=(*self.segments[:n], changed, *self.segments[n + 1 :])
+                )
+        raise PlacementError(
+            f"no loaded byte at {addr:#x} to corrupt",
+            hint=f"The kernel lies at {self.kernel_addr:#x}; --debug prints every segment.",
+        )
+
     def debug_lines(self) -> list[str]:
         """What `kexec -d` prints about the same load, in its words."""
         symbols = {name: self._word(name) for name in ("panic_kernel", "backup_start", "debug")}

@@ -50,6 +50,8 @@ class RunSpec:
     until: str | None = None
     """A symbol of the kernel, or a tick in decimal."""
     limit_ticks: int = DEFAULT_LIMIT_TICKS
+    corrupt: int | None = None
+    """Real address of a loaded byte to invert after the loader took its digest."""
     addresses: Mapping[str, int] | None = None
     """Places to use instead of choosing them (`placement.Addresses`)."""
 
@@ -106,6 +108,7 @@ _NONE: Final = type(None)
 _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
     "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
+    "corrupt": (int, _NONE),
     "seed": (int,), "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
 }  # fmt: skip
 
@@ -188,6 +191,8 @@ def prepare(spec: RunSpec, images: Mapping[str, tuple[str, bytes]]) -> Prepared:
     placement = place(
         kernel, purgatory, spec.load_options, dtb=dtb, initrd=initrd, addresses=addresses
     )
+    if spec.corrupt is not None:
+        placement = placement.with_corrupt_byte(spec.corrupt)
     return Prepared(spec, kernel, placement)
 
 

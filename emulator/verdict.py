@@ -260,6 +260,9 @@ def _lines(
     for step in touches:
         text = f"{step.value}, {step.text.rstrip('.')}, tick {step.tick}"
         rows.append(("flag" if step.write else "read", text))
+    corrupt = reader.spec.get("corrupt")
+    if type(corrupt) is int:
+        rows.append(("corrupt", f"the byte at 0x{corrupt:x}, inverted after the digest was taken"))
     if reader.end is not None:
         rows.append(("end", f"{reader.end['text'] or reader.end['reason']}"))
         rows.append(("ticks", str(reader.end["tick"])))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from app.samples import sample_spec
+from emulator.errors import PlacementError
 from emulator.recorder import Recorder, RunSpec, prepare
 from emulator.samples import SAMPLES, Sample, get_sample
 
@@ -86,3 +87,27 @@ def test_secondaries_wait_and_then_join(run: tuple[Sample, Records]) -> None:
 
 def test_same_input_gives_the_same_records(recorded: dict[str, Records]) -> None:
     assert record(get_sample("kexec-be")) == recorded["kexec-be"]
+
+
+def test_corrupt_byte_is_inverted_after_the_loader_is_done() -> None:
+    sample = SAMPLES[0]
+    images = {
+        "kernel": (sample.kernel, sample.kernel_bytes()),
+        "purgatory": (sample.purgatory, sample.purgatory_bytes()),
+    }
+    document = sample_spec(sample)
+    whole = prepare(RunSpec.from_json(document), images).placement
+    addr = whole.kernel_addr + 0x40
+    corrupt = prepare(RunSpec.from_json(document | {"corrupt": addr}), images).placement
+    assert corrupt.digest == whole.digest
+    changed = [
+        (ours.addr + at, ours.data[at] ^ theirs.data[at])
+        for ours, theirs in zip(corrupt.segments, whole.segments, strict=True)
+        for at in range(len(theirs.data))
+        if ours.data[at] != theirs.data[at]
+    ]
+    assert changed == [(addr, 0xFF)]
+    with pytest.raises(PlacementError, match="no loaded byte"):
+        prepare(RunSpec.from_json(document | {"corrupt": whole.mem_bytes - 1}), images)
+    with pytest.raises(PlacementError, match="option corrupt is"):
+        RunSpec.from_json(document | {"corrupt": "0x40"})
