@@ -8,8 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import pairwise
 
-from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, cut, lane_spans, merge
+from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
 from app.canvas import CHAR_PX, Canvas, Drawing
 from app.lens import Cell, FlagValue, lens
 
@@ -162,27 +164,25 @@ def _corners(ax: Axis, hi: int) -> tuple[tuple[float, int], ...]:
 def busiest(spans: Mapping[int, Sequence[Span]], lo: int, hi: int) -> list[Span]:
     """Return who ran when: the spans of all CPUs on one line, without gaps or overlaps.
 
-    Exactly one CPU retires each tick, so the axis of a window is cut where the functions of all
-    CPUs begin; each piece takes the name of the span of the CPU that began last.
+    Exactly one CPU retires each tick, so the axis of a window is cut where the functions of any CPU
+    begin or end; where several claim a tick, it is that of the one that began last.
     """
-    rows = sorted((s for row in spans.values() for s in row if s.ticks > 0), key=lambda s: s.lo)
+    rows = sorted(clip([s for row in spans.values() for s in row], lo, hi), key=lambda s: s.lo)
+    cuts = sorted({lo, hi, *(s.lo for s in rows), *(s.hi for s in rows)}) if rows else []
     out: list[Span] = []
-    for span in rows:
-        start = max(span.lo, lo)
-        if out and start < out[-1].hi:
-            if span.hi <= out[-1].hi and start > out[-1].lo:
-                out.append(replace(out[-1], lo=span.hi))
-                out[-2] = replace(out[-2], hi=start)
-                out.insert(-1, replace(span, lo=start))
-                out = [s for s in out if s.ticks > 0]
-                continue
-            start = out[-1].hi
-        elif start > (out[-1].hi if out else lo):
-            out.append(Span(out[-1].hi if out else lo, start, "", ""))
-        if start < min(span.hi, hi):
-            out.append(replace(span, lo=start, hi=min(span.hi, hi)))
-    if out and out[-1].hi < hi:
-        out.append(Span(out[-1].hi, hi, "", ""))
+    live: list[tuple[int, int, int]] = []
+    first = 0
+    for left, right in pairwise(cuts):
+        while first < len(rows) and rows[first].lo <= left:
+            heappush(live, (-rows[first].lo, rows[first].hi, first))
+            first += 1
+        while live and live[0][1] <= left:
+            heappop(live)
+        top = rows[live[0][2]] if live else Span(left, right, "", "")
+        if out and (out[-1].name, out[-1].letter) == (top.name, top.letter):
+            out[-1] = replace(out[-1], hi=right)
+        else:
+            out.append(replace(top, lo=left, hi=right))
     return out
 
 

@@ -224,7 +224,7 @@ def test_moment_shows_cpus_registers_memory_and_flag(site: Site) -> None:
     assert "flag 200005c: &#34;run0&#34; -&gt; 1" in page  # what the last instruction did
     assert 'class="seg cell sP now fl"' in page  # and its cell in the lens
     after = site.client.get(f"/t/{run_id}/{fabricated.FLAG_TICK + 2}/").text
-    assert "<mark>r7 0 -&gt; 1</mark>" in after
+    assert "<mark>r7 0 -> 1</mark>" in after
     assert f"/t/{run_id}/{fabricated.FLAG_TICK - 1}/" in page
     assert f"/t/{run_id}/{fabricated.FLAG_TICK + 1}/" in page
 
