@@ -166,7 +166,7 @@ def moment_page(
         moment,
         problem=problem,
         steps_problem=steps_problem,
-        window=window,
+        window={"steps": window.get("steps", [])},
         selected=_selected(view, told, moment, *answers.get("selected", ({}, ""))),
     )
     console = [line for line in told.console if line.tick <= tick]
@@ -213,9 +213,12 @@ def check_tick(told: Story, tick: int) -> None:
 def _answers(
     tick: int, span: tuple[int, int] | None, view: View, ask_all: AskAll, *, state: bool = True
 ) -> dict[str, tuple[Json, str]]:
-    """Ask the session all that the page needs, at once."""
-    asked: dict[str, Json] = {"state": {"q": "state", "tick": tick}} if state else {}
-    asked["window"] = {"q": "window", "tick": tick, "before": STEPS_BACK, "after": STEPS_ON}
+    """Ask the session all that the page needs, at once.
+
+    The state comes with the window, by one replay; it is asked for alone only if that fails.
+    """
+    window = {"q": "window", "tick": tick, "before": STEPS_BACK, "after": STEPS_ON}
+    asked: dict[str, Json] = {"window": window | ({"state": True} if state else {})}
     if span is not None and span[1] - span[0] <= FUNCTIONS_TICKS:
         asked["functions"] = {
             "q": "functions", "from": span[0], "to": span[1], "width": FUNCTIONS_WIDTH,
@@ -226,7 +229,13 @@ def _answers(
     elif view.register:
         cpu = view.cpu or 0
         asked["selected"] = {"q": "chain", "tick": tick, "cpu": cpu, "register": view.register}
-    return dict(zip(asked, ask_all(list(asked.values())), strict=True))
+    answers = dict(zip(asked, ask_all(list(asked.values())), strict=True))
+    found, _ = answers["window"]
+    if state:
+        answers["state"] = (found.get("state", {}), "")
+        if "state" not in found:
+            answers["state"] = ask_all([{"q": "state", "tick": tick}])[0]
+    return answers
 
 
 def drawings(

@@ -234,7 +234,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     if kind == "state":
         return state(question["tick"])
     if kind == "window":
-        return window(question["tick"], question["before"], question["after"])
+        found = window(question["tick"], question["before"], question["after"])
+        return found | ({"state": state(question["tick"])} if question.get("state") else {})
     if kind == "functions":
         spans = [{"cpu": 0, "from": question["from"], "to": question["to"], "symbol": "master",
                   "stage": "purgatory", "blocks": 3}]  # fmt: skip
