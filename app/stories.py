@@ -6,7 +6,7 @@ with the token that the upload gave out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -42,6 +42,8 @@ class StoryPage:
     notes: tuple[Note, ...]
     thread: str
     is_sample: bool
+    view: View = field(default_factory=View)
+    """What links keep: the defaults."""
 
 
 @blueprint.get("/t/<run_id>/story/")
