@@ -14,7 +14,8 @@ from typing import Any
 from app import panels
 from app.drawing import Drawing, mini, short, timeline
 from app.index import Run
-from app.story import Story, scene, story
+from app.stories import told_by
+from app.story import Story, scene
 from emulator.errors import BootflowError, SessionError
 from emulator.lanes import Lanes
 from emulator.trace import TraceReader
@@ -25,6 +26,8 @@ Query = Callable[[str, dict[str, Any]], dict[str, Any]]
 WIDE, NARROW = 1400, 362
 LENS_BACK, LENS_ON = 12, 16
 ZOOMS = (1 << 24, 1 << 16, 4096, 256)
+LAST_SLICES = 20_000
+"""In which it is looked where each CPU was last."""
 
 
 class NoSuchTick(BootflowError):
@@ -251,7 +254,7 @@ def _last_samples(reader: TraceReader, row: Lanes) -> dict[int, tuple[int, str, 
         for cpu, stays in row.stays.items()
         if stays
     }
-    for item in reader.slices(max(row.last_tick - (1 << 20), 0)):
+    for item in reader.last_slices(LAST_SLICES):
         samples[item.cpu] = (item.tick + item.ticks, item.nip, item.stage, item.symbol)
     return samples
 
@@ -449,7 +452,7 @@ def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:
     word, sentence, ticks, drawing = run.word, run.verdict, run.ticks, None
     as_asked = word == {"stay": "STAYS", "move": "MOVES"}.get(run.asked) if word else None
     if reader is not None:
-        told = story(reader)
+        told = told_by(run, reader)
         drawing = mini(scene(run.id, told))
         word, sentence, as_asked = told.verdict.word, told.verdict.sentence, told.verdict.as_asked
         ticks = told.lanes.last_tick

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from pathlib import Path
-from threading import Lock
 
 from flask import Blueprint, Response, current_app, redirect, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -15,7 +13,7 @@ from app.errors import BadOption
 from app.index import Index, Run, trace_path
 from app.owners import own_tokens
 from app.render import FORMATS, render
-from app.story import Story, story
+from app.stories import told_by
 from emulator.errors import TraceError
 from emulator.handoff import STAGES
 from emulator.trace import EVENT_KINDS, TraceReader
@@ -42,28 +40,6 @@ def open_trace(run: Run) -> TraceReader | None:
         if run.ended:
             raise
         return None  # the worker has created the file, but not yet its tables
-
-
-_STORIES: OrderedDict[str, Story] = OrderedDict()
-_STORIES_KEPT = 16
-_STORIES_LOCK = Lock()
-
-
-def told_by(run: Run, reader: TraceReader) -> Story:
-    """Return what a trace tells; of an ended run it is read once and kept a while."""
-    if not run.ended or reader.status == "running":
-        return story(reader)
-    key = f"{reader.path} {run.status}"
-    with _STORIES_LOCK:
-        if key in _STORIES:
-            _STORIES.move_to_end(key)
-            return _STORIES[key]
-    told = story(reader)
-    with _STORIES_LOCK:
-        _STORIES[key] = told
-        if len(_STORIES) > _STORIES_KEPT:
-            _STORIES.popitem(last=False)
-    return told
 
 
 @blueprint.get("/t/<run_id>/")
