@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, request, url_for
 from werkzeug.wrappers import Response
@@ -19,11 +20,14 @@ DEFAULTS: dict[str, Any] = {
     "DATA_DIR": "var",
     "INDEX_URL": "",
     "PUBLIC_URL": "",
+    "HOSTS": (),  # names beside those of PUBLIC_URL and of this machine's loopback
     "MAX_UPLOAD_BYTES": 256 << 20,
     "MAX_CPUS": 16,
     "MAX_MEM_BYTES": 4 << 30,
     "MAX_QUEUED": 16,
+    "MIN_FREE_BYTES": 1 << 30,
 }
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'self'; object-src 'none'",
@@ -64,6 +68,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     errors.register(app)
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
+    app.before_request(_check_host)
     app.before_request(_check_origin)
     app.after_request(_secure)
     return app
@@ -103,6 +108,27 @@ def _static_url(name: str) -> str:
 
     tag = _content_tag(Path(str(current_app.static_folder)) / name)
     return url_for("static", filename=name, v=tag)
+
+
+def host_name(text: str) -> str:
+    """Return the host of "host:port" in lower case; an IPv6 address in its brackets."""
+    name = text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() else text
+    return name.lower().rstrip(".")
+
+
+def _check_host() -> None:
+    """Refuse names that are not this site's, whatever a stranger's DNS says."""
+    from flask import current_app
+
+    from app.errors import ForeignHost
+
+    own = {host_name(urlsplit(str(current_app.config["PUBLIC_URL"])).netloc)}
+    own |= {host_name(name) for name in (*current_app.config["HOSTS"], *LOOPBACK)}
+    if host_name(request.host) not in own - {""}:
+        raise ForeignHost(
+            f"this site is not called {request.host[:100]!r}",
+            hint="If it should be: bootflow serve --public-url http://NAME/",
+        )
 
 
 def _check_origin() -> None:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -403,7 +404,12 @@ def fetch_debian(as_json: bool) -> None:
     help="Where the index, the uploads and the traces lie.",
 )
 @click.option("--samples", is_flag=True, help="Record the sample runs if they are not there.")
-def serve(host: str, port: int, data: Path, samples: bool) -> None:
+@click.option(
+    "--public-url",
+    default="",
+    help="Address that readers use, if it is not the one served at: https://boot.example/",
+)
+def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> None:
     """Serve the web page, with its worker, until interrupted."""
     import waitress
 
@@ -412,7 +418,8 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
     os.umask(0o077)  # what users upload is nobody else's on this machine
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
-    application = create_app({"DATA_DIR": data})
+    named = {"PUBLIC_URL": public_url, "HOSTS": _own_hosts(host)}
+    application = create_app({"DATA_DIR": data, **named})
     try:
         server = waitress.create_server(
             application,
@@ -431,6 +438,17 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
         bound = getattr(server, "effective_port", port)
         click.echo(f"http://{host}:{bound}/")
         server.run()  # returns on KeyboardInterrupt
+
+
+def _own_hosts(bound: str) -> tuple[str, ...]:
+    """Return under which names a server bound to an address is asked for."""
+    if bound not in ("0.0.0.0", "::", "*", ""):  # noqa: S104
+        return (f"[{bound}]" if ":" in bound else bound,)
+    names = {socket.gethostname(), socket.getfqdn()}
+    with suppress(OSError):
+        for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None):
+            names.add(f"[{address[0]}]" if ":" in str(address[0]) else str(address[0]))
+    return tuple(sorted(names))
 
 
 def _queue_samples(data: Path) -> None:

@@ -148,9 +148,14 @@ def _kind() -> str:
 
 
 def _cached(response: Response, run: Run, *, private: bool) -> Response:
-    """Say how long an answer may be kept: an ended run's pages never change."""
+    """Say how long an answer may be kept: an ended run's pages never change.
+
+    Pages name their own address. Unless that is configured, it is what the reader asked for, and
+    nothing that others share may keep it.
+    """
     if run.ended and not private and response.status_code == 200:
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
+        shared = "public" if current_app.config["PUBLIC_URL"] else "private"
+        response.headers["Cache-Control"] = f"{shared}, max-age=31536000, immutable"
         response.headers["Vary"] = "Cookie"
         response.add_etag()
         response.make_conditional(request)
