@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 from flask import Flask, request, url_for
 from werkzeug.wrappers import Response
 
+from emulator.records import check_answer
+
 DEFAULTS: dict[str, Any] = {
     "DATA_DIR": "var",
     "INDEX_URL": "",
@@ -75,7 +77,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def _use_worker(app: Flask, data_dir: Path) -> None:
-    """Fill in QUERY, ENQUEUE and CANCEL with the real worker, imported when first asked."""
+    """Fill in QUERY, ENQUEUE and CANCEL with the real worker, imported when first asked.
+
+    Whoever answers a QUERY is not believed: its answers are checked before any page sees them.
+    """
 
     def query(run_id: str, question: dict[str, Any]) -> dict[str, Any]:
         from app import sessions
@@ -92,7 +97,10 @@ def _use_worker(app: Flask, data_dir: Path) -> None:
 
         worker.cancel(data_dir, run_id)
 
-    app.config.setdefault("QUERY", query)
+    asked = app.config.get("QUERY", query)
+    app.config["QUERY"] = lambda run_id, question: check_answer(
+        str(question.get("q")), asked(run_id, question)
+    )
     app.config.setdefault("ENQUEUE", enqueue)
     app.config.setdefault("CANCEL", cancel)
 
@@ -142,6 +150,7 @@ def _check_origin() -> None:
     origin = request.headers.get("Origin")
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     own = {request.host_url.rstrip("/"), str(current_app.config["PUBLIC_URL"]).rstrip("/")}
+    own.discard("")
     if (origin is not None and origin not in own) or site not in ("same-origin", "none"):
         raise ForeignOrigin(
             "this form was sent by a page of another site",

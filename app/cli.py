@@ -28,6 +28,7 @@ from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import event_lines, fit, moment_lines
 from app.verify import verification_document, verification_lines, verify
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
@@ -269,7 +270,7 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
         raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         question = {"q": "state", "tick": last if tick is None else tick}
-        state = pool.query("run", trace, question)
+        state = check_answer("state", pool.query("run", trace, question))
     try:
         if as_json:
             _print_json(_state_document(state, cpu))

@@ -16,7 +16,7 @@ from app.drawing import Drawing, mini, short, timeline
 from app.index import Run
 from app.stories import told_by
 from app.story import Story, scene
-from emulator.errors import BootflowError, SessionError
+from emulator.errors import BootflowError
 from emulator.lanes import Lanes
 from emulator.trace import TraceReader
 from emulator.verdict import Verdict, flag_text, number
@@ -324,7 +324,7 @@ def short_name(width: int) -> str:
 def _ask(query: Query, run_id: str, tick: int) -> tuple[dict[str, Any], str]:
     try:
         return query(run_id, {"q": "state", "tick": tick}), ""
-    except SessionError as error:
+    except BootflowError as error:
         return {}, f"{error.message} {error.hint}".strip()
 
 

@@ -16,7 +16,14 @@ from urllib.parse import quote
 import zstandard
 
 from emulator.errors import TraceCorruptError, TraceError, TraceVersionError
-from emulator.records import Json, check_fields, check_row, clean_text, parse_document
+from emulator.records import (
+    Json,
+    check_fields,
+    check_placement,
+    check_row,
+    clean_text,
+    parse_document,
+)
 from emulator.trace_schema import (
     APPLICATION_ID,
     DOCUMENTS,
@@ -172,7 +179,9 @@ class TraceReader:
     @property
     def placement(self) -> Json:
         """Where the loader put things; empty until the session has placed them."""
-        return self._document("placement")
+        document = self._document("placement")
+        check_placement(document)
+        return document
 
     @property
     def end(self) -> Json | None:

@@ -63,6 +63,11 @@ def test_a_form_sent_to_another_name_is_refused(client: Make) -> None:
     assert client().post("/", data={}, headers=headers).status_code == 421
 
 
+@pytest.mark.parametrize("origin", ["", "null", "http://evil.example"])
+def test_a_form_of_no_origin_of_ours_is_refused(client: Make, origin: str) -> None:
+    assert client().post("/", data={}, headers={"Origin": origin}).status_code == 403
+
+
 @pytest.mark.parametrize(("url", "kept"), [("", "private"), ("https://boot.example", "public")])
 def test_shared_caches_keep_only_pages_of_a_configured_name(
     client: Make, tmp_path: Path, url: str, kept: str
