@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import signal
+import select
 import socket
 import time
 import zlib
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulator.census import Census
-from emulator.errors import BootflowError, SessionError
+from emulator.errors import BootflowError, SessionError, SessionGone
 from emulator.queries import QUERIES, Path
 from emulator.run import Record, Run
 from emulator.spans import Span, spans_of
@@ -69,6 +70,8 @@ class Checkpoints:
         self._stages: dict[int, list[tuple[int, str]]] = {}
         self._trail: list[npt.NDArray[np.int64]] = []
         self._forking = 0.0
+        self.broken = False
+        """Not every tick can be reached any more: the session is to end."""
 
     def follow(self, run: Run) -> None:
         """Keep the trail that a run leaves, and its names."""
@@ -150,9 +153,32 @@ class Checkpoints:
     def _thin_out(self) -> None:
         """End the checkpoint whose neighbours lie closest together; the first and the last stay."""
         at = self.standing
-        n = min(range(1, len(at) - 1), key=lambda n: at[n + 1].seconds - at[n - 1].seconds)
-        at[n + 1].pages = np.union1d(at[n].pages, at[n + 1].pages)
-        at.pop(n).link.close()
+        self._end(min(range(1, len(at) - 1), key=lambda n: at[n + 1].seconds - at[n - 1].seconds))
+
+    def _end(self, index: int) -> None:
+        """Let a checkpoint go; what was written before it counts for the next."""
+        ended = self.standing.pop(index)
+        ended.link.close()
+        if index < len(self.standing):
+            after = self.standing[index]
+            after.pages = np.union1d(ended.pages, after.pages)
+
+    def forget_dead(self) -> None:
+        """Leave out the checkpoints whose processes have gone, killed or out of memory.
+
+        Raises:
+            SessionGone: the first is among them, from which all can be reached.
+        """
+        poller = select.poll()
+        for checkpoint in self.standing:
+            poller.register(checkpoint.link, 0)
+        dead = {fd for fd, _ in poller.poll(0)}
+        for index in range(len(self.standing) - 1, -1, -1):
+            if self.standing[index].link.fileno() in dead:
+                self._end(index)
+        if not self.standing or self.standing[0].tick:
+            self.broken = True
+            raise SessionGone("the session lost its first checkpoint", hint="Try again.")
 
     def index_at(self, tick: int) -> int:
         """Index of the last checkpoint at or before a tick."""

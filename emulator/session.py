@@ -179,11 +179,12 @@ class _Session:
     def answer_until_closed(self) -> None:
         """Hand queries on to checkpoints until nobody can ask any more."""
         gc.collect()
-        if not self._closed and os.fork() == 0:
-            self.control.close()
-            with suppress(BootflowError, OSError):  # the session has been ended meanwhile
-                search.take_census(self.checkpoints)
-            os._exit(0)
+        with suppress(OSError):  # without a process for it, timelines are of samples
+            if not self._closed and os.fork() == 0:
+                self.control.close()
+                with suppress(BootflowError, OSError):  # the session has been ended meanwhile
+                    search.take_census(self.checkpoints)
+                os._exit(0)
         while not self._closed:
             if self._readable(3600.0):
                 self._take_query()
@@ -214,6 +215,7 @@ class _Session:
             if failed:
                 answer(fd, failed)
             os.close(fd)
+        self._closed = self._closed or self.checkpoints.broken
 
     def _hand_on(self, query: Record, fd: int) -> Record:
         """Give a query to whoever answers it; what it cannot be given is the answer."""
@@ -224,6 +226,7 @@ class _Session:
                 f"tick {tick} is not in this run, which has come to tick {reached}",
                 hint="Ask for a tick in that range.",
             )
+        self.checkpoints.forget_dead()
         kind = query.get("q")
         if kind in ASKED:
             self.checkpoints.ask(query, fd)
