@@ -11,8 +11,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-import signal
 import select
+import signal
 import socket
 import time
 import zlib
