@@ -18,6 +18,7 @@ import zstandard
 from emulator.errors import TraceCorruptError, TraceError, TraceVersionError
 from emulator.records import (
     Json,
+    check_facts,
     check_fields,
     check_placement,
     check_row,
@@ -182,6 +183,12 @@ class TraceReader:
         document = self._document("placement")
         check_placement(document)
         return document
+
+    @property
+    def facts(self) -> Json | None:
+        """What ran where the rules look (`facts.Facts`); None until the run has ended."""
+        document = self._document("facts")
+        return check_facts(document) if document else None
 
     @property
     def end(self) -> Json | None:
@@ -371,4 +378,4 @@ class TraceReader:
         for checkpoint in self.checkpoints():
             digest.add("checkpoint", checkpoint)
         images = {role: info.sha256 for role, info in self.image_infos().items()}
-        return digest.hexdigest(self.spec, images, self.placement, self.end or {})
+        return digest.hexdigest(self.spec, images, self.placement, self.end or {}, self.facts)

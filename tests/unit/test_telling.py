@@ -9,8 +9,8 @@ import pytest
 
 from app import panels
 from app.index import Run
-from app.stories import KEPT, Stories
 from app.story import Story, story
+from app.telling import KEPT, Stories
 from emulator import lanes
 from emulator.lanes import Lanes, Stay
 from emulator.trace import ConsoleChunk, Event, ImageFile, Slice, TraceReader, TraceWriter
