@@ -19,8 +19,9 @@ from app import pages
 from app.errors import BadOption
 from app.index import Run
 from app.render import fit
-from app.runs import cached, index, open_trace, told_by
+from app.runs import cached, index, open_trace
 from app.samples import sample_of_run, sample_run_id
+from app.telling import told_by
 from app.view import View
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, SessionError

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from app.verify import verification_document, verification_lines, verify
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
 from emulator.explanation import Sentence, explain
+from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
@@ -275,7 +277,7 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
         raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         question = {"q": "state", "tick": last if tick is None else tick}
-        state = pool.query("run", trace, question)
+        state = check_answer("state", pool.query("run", trace, question))
     try:
         if as_json:
             _print_json(_state_document(state, cpu))
@@ -452,7 +454,12 @@ def fetch_debian(as_json: bool) -> None:
     help="Where the index, the uploads and the traces lie.",
 )
 @click.option("--samples", is_flag=True, help="Record the sample runs if they are not there.")
-def serve(host: str, port: int, data: Path, samples: bool) -> None:
+@click.option(
+    "--public-url",
+    default="",
+    help="Address that readers use, if it is not the one served at: https://boot.example/",
+)
+def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> None:
     """Serve the web page, with its worker, until interrupted."""
     import waitress
 
@@ -461,7 +468,8 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
     os.umask(0o077)  # what users upload is nobody else's on this machine
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
-    application = create_app({"DATA_DIR": data})
+    named = {"PUBLIC_URL": public_url, "HOSTS": _own_hosts(host)}
+    application = create_app({"DATA_DIR": data, **named})
     try:
         server = waitress.create_server(
             application,
@@ -480,6 +488,17 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
         bound = getattr(server, "effective_port", port)
         click.echo(f"http://{host}:{bound}/")
         server.run()  # returns on KeyboardInterrupt
+
+
+def _own_hosts(bound: str) -> tuple[str, ...]:
+    """Return under which names a server bound to an address is asked for."""
+    if bound not in ("0.0.0.0", "::", "*", ""):  # noqa: S104
+        return (f"[{bound}]" if ":" in bound else bound,)
+    names = {socket.gethostname(), socket.getfqdn()}
+    with suppress(OSError):
+        for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None):
+            names.add(f"[{address[0]}]" if ":" in str(address[0]) else str(address[0]))
+    return tuple(sorted(names))
 
 
 def _queue_samples(data: Path) -> None:

@@ -19,8 +19,9 @@ from app.index import Run
 from app.owners import own_tokens
 from app.panels import printable
 from app.render import fit
-from app.runs import cached, index, open_trace, told_by
+from app.runs import cached, index, open_trace
 from app.samples import sample_of_run
+from app.telling import told_by
 from app.view import View
 from emulator.handoff import STAGES
 from emulator.samples.notes import Note, pin

@@ -5,8 +5,10 @@ Uploaded files are stored as bytes and hashed, never parsed here: that is the sa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
 from app import pages
-from app.errors import BadOption, TooManyRuns, reads_html
+from app.errors import BadOption, DiskFull, TooManyRuns, reads_html
 from app.index import Run, new_id, trace_path, upload_path
 from app.owners import own_tokens, remember
 from app.panels import printable
@@ -36,6 +38,7 @@ TRACE = "trace"
 _SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+)([KMG]?)\Z")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _CHUNK_BYTES = 1 << 20
+ROOM_HINT = "Delete runs that are no longer needed, or try again later."
 
 
 @blueprint.get("/")
@@ -129,11 +132,17 @@ def upload() -> AnyResponse:
         )
     run_id = new_id()
     data_dir = Path(current_app.config["DATA_DIR"])
+    _check_room(data_dir)
     try:
         files = _store_trace(data_dir, run_id) if whole else _store_all(data_dir, run_id)
     except BootflowError:
         _forget(data_dir, run_id)
         raise
+    except OSError as exc:
+        _forget(data_dir, run_id)
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull("the disk is full", hint=ROOM_HINT) from exc
     title = " ".join(request.form.get("title", "").split())
     run, token = index().add(
         spec=spec,
@@ -146,6 +155,18 @@ def upload() -> AnyResponse:
     )
     current_app.config["ENQUEUE"](run.id)
     return _answer(run, token)
+
+
+def _check_room(data_dir: Path) -> None:
+    """Refuse what would leave traces that are being recorded, and the index, without room."""
+    floor = int(current_app.config["MIN_FREE_BYTES"])
+    free = shutil.disk_usage(data_dir).free - (request.content_length or 0)
+    if free < floor:
+        raise DiskFull(
+            f"the disk of this server would have {max(free, 0) >> 20:,} MiB left; "
+            f"{floor >> 20:,} MiB stay free",
+            hint=ROOM_HINT,
+        )
 
 
 def _answer(run: Run, token: str) -> AnyResponse:

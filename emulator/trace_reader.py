@@ -20,6 +20,7 @@ from emulator.records import (
     Json,
     check_facts,
     check_fields,
+    check_placement,
     check_row,
     clean_text,
     parse_document,
@@ -51,7 +52,7 @@ _READ_ACTIONS = {
     sqlite3.SQLITE_TRANSACTION,
     sqlite3.SQLITE_PRAGMA,
 }
-_READ_FUNCTIONS = {"max", "count"}
+_READ_FUNCTIONS = {"max", "count", "sum", "length"}
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
@@ -179,7 +180,9 @@ class TraceReader:
     @property
     def placement(self) -> Json:
         """Where the loader put things; empty until the session has placed them."""
-        return self._document("placement")
+        document = self._document("placement")
+        check_placement(document)
+        return document
 
     @property
     def facts(self) -> Json | None:
@@ -244,6 +247,11 @@ class TraceReader:
             if item.tick + item.ticks > lo:
                 yield item
 
+    def last_slices(self, count: int) -> list[Slice]:
+        """Return the last slices, at most so many, in order."""
+        rows = self._rows("SELECT * FROM slice ORDER BY tick DESC LIMIT ?", count)
+        return [Slice(*check_row("slice", row)) for row in rows][::-1]
+
     def events(
         self,
         kind: str | None = None,
@@ -268,6 +276,25 @@ class TraceReader:
         bound = (1 << 62) if upto_tick is None else upto_tick
         for row in self._rows(sql, bound, MAX_ROWS["console"]):
             yield ConsoleChunk(*check_row("console", row))
+
+    def console_tail(self, most_bytes: int) -> tuple[list[ConsoleChunk], int]:
+        """Return the console's last chunks, in order, and how many bytes came before them.
+
+        A guest sends up to 16 bytes a chunk; a chunk counts for at least so many here.
+        """
+        sql = "SELECT tick,cpu,data FROM console ORDER BY id DESC LIMIT ?"
+        chunks: list[ConsoleChunk] = []
+        taken = 0
+        for row in self._rows(sql, max(most_bytes // 16, 1)):
+            chunk = ConsoleChunk(*check_row("console", row))
+            if taken + len(chunk.data) > most_bytes:
+                break
+            taken += len(chunk.data)
+            chunks.append(chunk)
+        whole = self._one("SELECT sum(length(data)) FROM console") or 0
+        if type(whole) is not int:
+            raise TraceCorruptError(f"{self.path}: console data that is none")
+        return chunks[::-1], max(whole - taken, 0)
 
     def console(self, upto_tick: int | None = None) -> bytes:
         """Return the console's bytes up to and with `upto_tick` (all of them by default)."""
