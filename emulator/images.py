@@ -26,6 +26,7 @@ from emulator.elf import (
     ET_DYN,
     ET_EXEC,
     ET_REL,
+    PT_INTERP,
     PT_LOAD,
     SHF_ALLOC,
     SHF_EXECINSTR,
@@ -337,6 +338,7 @@ def read_kernel(data: bytes, name: str) -> KernelImage:
             if elf.type == ET_REL
             else "Give the vmlinux that was booted, not a dump or a module.",
         )
+    _check_no_program(name, elf)
     view = memoryview(elf.data)
     segments = tuple(
         LoadSegment(h.vaddr, h.paddr, view[h.offset : h.offset + h.file_bytes], h.mem_bytes)
@@ -350,6 +352,22 @@ def read_kernel(data: bytes, name: str) -> KernelImage:
         )
     _check_segments(name, segments)
     return KernelImage(name, data, elf, segments)
+
+
+def _check_no_program(name: str, elf: ElfFile) -> None:
+    """Refuse what the kernel would hand to a dynamic linker: kexec itself, for one."""
+    interpreter = next((h for h in elf.program_headers if h.type == PT_INTERP), None)
+    if interpreter is None:
+        return
+    at, size = interpreter.offset, min(interpreter.file_bytes, 80)
+    path = bytes(memoryview(elf.data)[at : at + size]).split(b"\0", 1)[0]
+    shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in path)
+    kind = "a PIE program" if elf.type == ET_DYN else "a program"
+    raise WrongMachine(
+        f"{name}: looks like {kind} (PT_INTERP {shown}); expected a vmlinux",
+        hint="A kexec program goes into the purgatory field."
+        " On a ppc64 machine the kernel is /boot/vmlinux-*.",
+    )
 
 
 def _check_segments(name: str, segments: tuple[LoadSegment, ...]) -> None:

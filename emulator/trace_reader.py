@@ -139,7 +139,9 @@ class TraceReader:
     def _rows(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         self._steps = 0
         try:
-            yield from self._db.execute(sql, values)
+            # Row by row: `yield from` would close the cursor of a generator that outlives the file.
+            for row in self._db.execute(sql, values):  # noqa: UP028
+                yield row
         except _UNREADABLE as exc:
             raise TraceCorruptError(f"{self.path}: {exc}") from exc
 
