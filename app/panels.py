@@ -277,7 +277,7 @@ def sampled_cpu_rows(
         stay = lanes.at(cpu, lanes.last_tick)
         tick, nip, stage, symbol = samples.get(cpu, (0, "", "", ""))
         identifier = stay.stage if stay else stage
-        doing = f"last ran at tick {tick:,}" if nip else "has not run yet"
+        doing = f"last ran at tick {tick}" if nip else "has not run yet"
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier) if identifier else "",

@@ -34,7 +34,14 @@ from emulator.elf import (
     describe_elf,
     read_elf,
 )
-from emulator.errors import ImageError, LimitError, MissingSymbol, NotElf, WrongMachine
+from emulator.errors import (
+    ImageError,
+    LimitError,
+    MissingSymbol,
+    NotElf,
+    WrongMachine,
+    size_words,
+)
 from emulator.handoff import LOW_COPY_BYTES
 from emulator.relocations import layout_purgatory
 from emulator.symbols import SymbolTable
@@ -202,7 +209,7 @@ def looks_like(data: bytes | memoryview) -> str:
 def _check_size(data: bytes, name: str) -> None:
     if len(data) > MAX_FILE_BYTES:
         raise LimitError(
-            f"{name}: {len(data)} bytes; the limit for a file is {MAX_FILE_BYTES}",
+            f"{name}: {len(data)} bytes; the limit for a file is {size_words(MAX_FILE_BYTES)}",
             hint="Strip its debug sections: strip --strip-debug keeps the symbols.",
         )
 
@@ -230,7 +237,7 @@ def _unpack(data: bytes, name: str, unpacker: Callable[[bytes], Iterator[bytes]]
             total += len(piece)
             if total > MAX_UNPACKED_BYTES:
                 raise LimitError(
-                    f"{name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes",
+                    f"{name}: unpacks to more than {size_words(MAX_UNPACKED_BYTES)}",
                     hint="Unpack and strip it, or give the vmlinux itself.",
                 )
             pieces.append(piece)
@@ -382,7 +389,7 @@ def _check_segments(name: str, segments: tuple[LoadSegment, ...]) -> None:
         if segment.vaddr + segment.mem_bytes - low > MAX_KERNEL_BYTES:
             raise LimitError(
                 f"{name}: PT_LOAD {index} ends {segment.vaddr + segment.mem_bytes - low:#x} bytes"
-                f" behind the start of the kernel; the limit is {MAX_KERNEL_BYTES:#x}",
+                f" behind the start of the kernel; the limit is {size_words(MAX_KERNEL_BYTES)}",
                 hint="A kernel has one or two PT_LOADs next to each other.",
             )
 
@@ -449,7 +456,7 @@ def _checked_purgatory(name: str, data: bytes, elf: ElfFile, found: str) -> Purg
     if elf.file_bytes > MAX_PURGATORY_FILE_BYTES:
         raise LimitError(
             f"{name}: a purgatory file of {elf.file_bytes} bytes ({found});"
-            f" the limit is {MAX_PURGATORY_FILE_BYTES}",
+            f" the limit is {size_words(MAX_PURGATORY_FILE_BYTES)}",
             hint="kexec-tools' purgatory.ro has about 22,000 bytes.",
         )
     exact = read_elf(bytes(whole[: elf.file_bytes]), name, _WANT_PURGATORY)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -239,7 +239,7 @@ class TraceReader:
         lo: int | None = None,
         hi: int | None = None,
         limit: int | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Yield the events of ticks lo..hi (hi not included), by tick, then in order of arrival."""
         columns = "tick,cpu,kind,addr,size,value,nip,symbol,text"
         where = "tick >= ? AND tick < ?"

@@ -32,11 +32,10 @@ def _words() -> Iterator[int]:
 def _objdump(words: list[int], tool: Callable[[str, bool], Path], big: bool, at: Path) -> list[str]:
     source, linked = at / "words.s", at / "words.o"
     source.write_text("".join(f".long {word}\n" for word in words))
-    subprocess.run([tool("as", big), "-a64", "-o", linked, source], check=True)
-    command = [tool("objdump", big), "-d", "-z", "--no-show-raw-insn", "-M", "power10"]
-    listing = subprocess.run(
-        [*command, f"--adjust-vma={BASE:#x}", linked], capture_output=True, text=True, check=True
-    ).stdout
+    subprocess.run([str(tool("as", big)), "-a64", "-o", str(linked), str(source)], check=True)
+    command = [str(tool("objdump", big)), "-d", "-z", "--no-show-raw-insn", "-M", "power10"]
+    command += [f"--adjust-vma={BASE:#x}", str(linked)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     rows = (LINE.match(line) for line in listing.splitlines())
     texts = [" ".join(row[2].split("<")[0].split()) for row in rows if row]
     # Where no symbol is near, objdump marks a target with 0x.
