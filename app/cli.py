@@ -18,7 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
 from emulator.check import Report, check_trace
-from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.errors import BootflowError, LimitError, SessionError, TraceError, size_words
 from emulator.explanation import Sentence, explain
+from emulator.options import no_such_cpu
 from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
@@ -69,6 +70,10 @@ class Main(click.Group):
         except BootflowError as exc:
             _complain(exc)
             ctx.exit(2)
+        except BrokenPipeError:
+            # Who reads has enough (`| head`): nothing more can be said, not at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(128 + signal.SIGPIPE)
 
 
 def _complain(exc: BootflowError) -> None:
@@ -190,7 +195,7 @@ def _free_name(kernel: Path) -> Path:
 def _image(role: str, path: Path) -> ImageFile:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise LimitError(f"{path}: {size} bytes; {MAX_FILE_BYTES} are possible")
+        raise LimitError(f"{path}: {size} bytes; {size_words(MAX_FILE_BYTES)} are possible")
     try:
         return ImageFile(role, path.name, path.read_bytes())
     except OSError as exc:
@@ -272,7 +277,8 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
     with TraceReader(trace) as reader:
         last = reader.last_tick
         if cpu is not None and cpu >= int(reader.spec.get("cpus", 1)):
-            raise TraceError(f"{trace}: no CPU {cpu}", hint="CPUs are counted from 0.")
+            message = no_such_cpu(cpu, int(reader.spec.get("cpus", 1)))
+            raise TraceError(f"{trace}: {message}", hint="CPUs are counted from 0.")
     if tick is not None and tick > last:
         raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
     with SessionPool(_LIMITS, keep_spare=False) as pool:
@@ -310,8 +316,7 @@ def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
 @_json_option
 def events(trace: Path, kind: str | None, as_json: bool) -> None:
     """List the events of TRACE."""
-    with TraceReader(trace) as reader:
-        found = reader.events(kind)
+    with TraceReader(trace) as reader, closing(reader.events(kind)) as found:
         if as_json:
             _print_json([event._asdict() for event in found])
         else:

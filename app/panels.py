@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
+from emulator.handoff import FLAGS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
 from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_PR, msr_names
 from emulator.trace import ConsoleChunk, Event
@@ -296,7 +296,7 @@ def sampled_cpu_rows(
         stay = lanes.at(cpu, lanes.last_tick)
         tick, nip, stage, symbol = samples.get(cpu, (0, "", "", ""))
         identifier = stay.stage if stay else stage
-        doing = f"last ran at tick {tick:,}" if nip else "has not run yet"
+        doing = f"last ran at tick {tick}" if nip else "has not run yet"
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier) if identifier else "",
@@ -362,10 +362,9 @@ class _Field:
 
 
 def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
-    """Return the fields of low memory as the placement found them in this kernel, and the ABI's."""
+    """Return the fields of low memory that the placement found in this kernel, and no others."""
     flag = FLAGS[0].at
-    known = {row.name: (row.at, row.size) for row in LOW_FIELDS if row.at is not None}
-    known |= {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
+    known = {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
     found = []
     for name, (at, size) in known.items():
         if 0 <= at < LOW_BYTES:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -147,7 +147,9 @@ class TraceReader:
     def _rows(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         self._steps = 0
         try:
-            yield from self._db.execute(sql, values)
+            # Row by row: `yield from` would close the cursor of a generator that outlives the file.
+            for row in self._db.execute(sql, values):  # noqa: UP028
+                yield row
         except _UNREADABLE as exc:
             raise TraceCorruptError(f"{self.path}: {exc}") from exc
 
@@ -258,7 +260,7 @@ class TraceReader:
         lo: int | None = None,
         hi: int | None = None,
         limit: int | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Yield the events of ticks lo..hi (hi not included), by tick, then in order of arrival."""
         columns = "tick,cpu,kind,addr,size,value,nip,symbol,text"
         where = "tick >= ? AND tick < ?"
