@@ -97,7 +97,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Stop:
-    """Why `run` came back. `why`: limit, written, log, stopped, fault."""
+    """Why `run` came back. `why`: limit, written, log, hit (`native.on_hit`), stopped, fault."""
 
     why: str
     text: str = ""
@@ -276,7 +276,9 @@ class Machine:
             written = int(s[native.WATCH_WRITTEN])
             if stop is not None or not s[native.STOPPED]:
                 continue
-            if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
+            if not s[native.LIMIT]:
+                stop = Stop("hit")
+            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
                 wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE

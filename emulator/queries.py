@@ -202,12 +202,11 @@ def _hits(path: Path, query: Record) -> Record:
 def _run_until_hit(run: Run, cpu: int, end: int) -> None:
     """Run to a tick, or a little less far once the first hit has stopped the CPU."""
     s = run.machine.state
-    first = bool(s[native.HIT_MODE] == native.HIT_FIRST)
     while run.machine.tick < end:
-        if first and s[native.HIT_COUNT]:
+        if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
             return
         begin = run.machine.tick
-        run.advance(cpu, end, exact=not first)  # a hit stops far from the end: no exact one then
+        run.advance(cpu, end, exact=True)
         if run.machine.tick == begin:
             return
 
