@@ -58,10 +58,11 @@ FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since draine
 FETCHED_MAX = 4096
 OPENED = FETCHED + FETCHED_MAX
 OPENED_ADDR, COPIES_ADDR, OPENED_COUNT, STALE_PAGE = (OPENED + n for n in range(4))
+BUDGET = OPENED + 4  # calls out of native code that the slice may still make
 OPENED_MAX = 1024  # code pages of one CPU that may be written: see `_open_code_page`
-LOG = OPENED + 4
+LOG = OPENED + 8
 LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
-LOG_MAX = 4096
+LOG_MAX = 24_576
 STATE_SLOTS = LOG + LOG_FIELDS * LOG_MAX
 
 WINDOW = 1 << 40  # physical address at which the watched pages appear as MMIO
@@ -70,7 +71,8 @@ WANT_PREPARE = 100  # "why" of a refused fetch: the page holds words that need a
 
 LOG_RANGE, LOG_WRITE, LOG_READ = 1, 2, 4
 HIT_LAST, HIT_FIRST, HIT_ALL = 0, 1, 2  # which hits are kept: see `on_hit`
-LOG_STOP_AT = LOG_MAX - 64  # the block hook asks for a stop when the log is this full
+LOG_STOP_AT = 4096  # the block hook asks for a stop when the log is this full: a block of 512
+# instructions, each with 32 accesses (dcbz, stmw), still fits behind it
 
 EA_MASK = 0x0FFFFFFFFFFFFFFF
 PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical page that PROBE names
@@ -144,7 +146,7 @@ def _read_reg(s: Any, uc: Any, reg: int) -> int:
 
 @njit(cache=True)
 def _log(s: Any, kind: int, tick: int, pc: int, addr: int, size: int, value: int, msr: int) -> None:
-    """Append a row to the log; a full log drops the row and keeps the count, which ends the run."""
+    """Append a row to the log; what does not fit is counted, and `Machine.take_log` refuses it."""
     n = s[LOG_COUNT]
     s[LOG_COUNT] = n + 1
     if n >= LOG_MAX:

@@ -107,6 +107,15 @@ def test_until_a_tick_stops_exactly_there() -> None:
     assert (end["reason"], end["tick"]) == ("until", 1234)
 
 
+def test_until_a_tick_is_a_prefix_of_the_whole_run() -> None:
+    whole = [r for r in record(debug=True) if r["t"] in ("slice", "event")]
+    for until in (3000, 5000, 40_000):
+        part = [r for r in record(debug=True, until=str(until)) if r["t"] in ("slice", "event")]
+        same = [r for r in part if r["tick"] + r.get("ticks", 0) < until and r.get("kind") != "end"]
+        assert len(same) > 10
+        assert same == whole[: len(same)]
+
+
 def test_until_an_unknown_symbol_is_bad_input() -> None:
     with pytest.raises(PlacementError, match="no such symbol"):
         record(until="no_such_function")
