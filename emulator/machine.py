@@ -281,7 +281,7 @@ class Machine:
             written = int(s[native.WATCH_WRITTEN])
             if stop is not None or not s[native.STOPPED]:
                 continue
-            if not s[native.LIMIT]:
+            if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
                 stop = Stop("hit")
             elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
