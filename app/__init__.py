@@ -40,7 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import errors, render, runs, uploads
+    from app import checks, errors, render, runs, stories, uploads
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -64,6 +64,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     errors.register(app)
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
+    app.register_blueprint(checks.blueprint)
+    app.register_blueprint(stories.blueprint)
     app.before_request(_check_origin)
     app.after_request(_secure)
     return app

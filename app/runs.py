@@ -109,7 +109,7 @@ def _run(run_id: str, form: str) -> AnyResponse:
         response.status_code = STOP_POLLING
     elif run.status == "deleted":
         response.status_code = 410
-    return _cached(response, run, private=bool(token) or reader is None or bool(fragment))
+    return cached(response, run, private=bool(token) or reader is None or bool(fragment))
 
 
 @blueprint.get("/t/<run_id>/<int:tick>/")
@@ -140,7 +140,7 @@ def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
     broken = page.moment is not None and bool(page.moment.problem)
     if broken:
         response.status_code = 503
-    return _cached(response, run, private=broken)
+    return cached(response, run, private=broken)
 
 
 @blueprint.get("/t/<run_id>/go")
@@ -171,7 +171,7 @@ def _kind() -> str:
     return kind
 
 
-def _cached(response: Response, run: Run, *, private: bool) -> Response:
+def cached(response: Response, run: Run, *, private: bool) -> Response:
     """Say how long an answer may be kept: an ended run's pages never change."""
     if run.ended and not private and response.status_code == 200:
         response.headers["Cache-Control"] = "public, max-age=31536000, immutable"

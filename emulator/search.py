@@ -24,6 +24,8 @@ from emulator.spans import squeeze
 
 MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
+MAX_INSIDE: Final = 200
+"""Pieces of code that are looked into one by one; of more, all between the first and the last."""
 AT_ONCE: Final = 2
 """Stretches that one search has replayed at the same time."""
 EXACT_TICKS: Final = 400_000
@@ -215,12 +217,21 @@ class _Searcher:
             for index, begin, end in self.stretches(tick)
             if begin < end
         ]
-        for found in self._ahead(wanted):
+        for n, found in enumerate(self._ahead(wanted)):
+            if "again" in found:
+                found = self._inside(wanted[n], found["again"])
             if found:
                 step = self._step_that_changed(cpu, register, found["from"], found["to"])
                 if step is not None:
                     return {"found": True, "register": register} | step
         return dict(_NOT_FOUND)
+
+    def _inside(self, asked: tuple[int, int, Record], again: Sequence[list[int]]) -> Record:
+        """Ask again about code that may have changed a register and changed it back."""
+        index, end, query = asked
+        if len(again) > MAX_INSIDE:
+            again = [[min(lo for lo, _ in again), max(hi for _, hi in again)]]
+        return self.ask(index, end, query | {"inside": again})
 
     def _step_that_changed(self, cpu: int, register: str, begin: int, end: int) -> Record | None:
         while begin < end:
