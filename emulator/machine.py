@@ -230,7 +230,9 @@ class Machine:
             written = int(s[native.WATCH_WRITTEN])
             if stop is not None or not s[native.STOPPED]:
                 continue
-            if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
+            if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+                stop = Stop("hit")
+            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
                 wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
