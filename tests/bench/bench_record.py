@@ -36,13 +36,13 @@ def bare(prepared: Prepared) -> None:
     offset = kernel.symbols.get("smp_release_cpus") + LOCAL_ENTRY - kernel.link_vaddr
     end = LINEAR | (placement.kernel_addr + offset)
     stop = run.machine.run_bare(placement.boot_cpu, end)
-    assert stop.why == "limit", stop  # noqa: S101
+    assert stop.why == "limit", stop
 
 
 def recorder(prepared: Prepared) -> None:
     """Record without a file and without a session."""
     end = Recorder(prepared, lambda record: None).record()
-    assert end["reason"] == "complete", end  # noqa: S101
+    assert end["reason"] == "complete", end
 
 
 def record(pool: SessionPool, path: Path, images: list[ImageFile]) -> None:
@@ -50,7 +50,7 @@ def record(pool: SessionPool, path: Path, images: list[ImageFile]) -> None:
     path.unlink(missing_ok=True)
     outcome = pool.record("run", path, SPEC, images)
     pool.drop("run")
-    assert outcome.status == "finished", outcome  # noqa: S101
+    assert outcome.status == "finished", outcome
 
 
 def with_start(path: Path, images: list[ImageFile]) -> None:
