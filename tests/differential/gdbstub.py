@@ -59,6 +59,7 @@ class Qemu:
         self._ack = False
         self.ask("?")
         self.ask("qXfer:features:read:target.xml:0,1000")  # else 'g' holds what 7.2 cannot answer
+        self._ok("Qqemu.PhyMemMode:1")
 
     _ack = True
 
@@ -114,13 +115,13 @@ class Qemu:
         self._ok(f"P{NUMBERS[name]:x}={value.to_bytes(size, order).hex()}")
 
     def write(self, addr: int, data: bytes) -> None:
-        """Write memory as the CPU sees it: in real mode, physical."""
+        """Write physical memory."""
         for at in range(0, len(data), WRITE_BYTES):
             piece = data[at : at + WRITE_BYTES]
             self._ok(f"M{addr + at:x},{len(piece):x}:{piece.hex()}")
 
     def read(self, addr: int, size: int) -> bytes:
-        """Read memory as the CPU sees it."""
+        """Read physical memory."""
         pieces = [
             bytes.fromhex(self.ask(f"m{addr + at:x},{min(WRITE_BYTES, size - at):x}"))
             for at in range(0, size, WRITE_BYTES)
