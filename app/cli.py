@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +25,7 @@ import click
 
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import event_lines, fit, moment_lines
+from app.verify import verification_document, verification_lines, verify
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
@@ -192,7 +194,7 @@ class _Progress:
     WIDTH = 32
 
     def __init__(self, goal: int) -> None:
-        self._goal, self._start, self._shown = goal, time.monotonic(), 0.0
+        self.goal, self._start, self._shown = goal, time.monotonic(), 0.0
         self._on = sys.stderr.isatty()
 
     def show(self, tick: int) -> None:
@@ -203,8 +205,8 @@ class _Progress:
         self._shown = now
         rate = tick / max(now - self._start, 0.001) / 1e6
         bar = ""
-        if self._goal:
-            done = min(tick * self.WIDTH // self._goal, self.WIDTH)
+        if self.goal:
+            done = min(tick * self.WIDTH // self.goal, self.WIDTH)
             bar = f"[{'#' * done}{'.' * (self.WIDTH - done)}] "
         click.echo(f"\r{bar}{tick / 1e6:,.1f} M ticks, {rate:,.0f} M/s ", err=True, nl=False)
 
@@ -345,6 +347,32 @@ def show_verdict(trace: Path, as_json: bool) -> None:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+
+
+@main.command("verify")
+@_trace_argument
+@_json_option
+@click.pass_context
+def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
+    """Prove TRACE: run it again, compare every row; exit status 1 if anything differs."""
+    progress = _Progress(0)
+
+    def show(tick: int, goal: int) -> None:
+        progress.goal = goal
+        progress.show(tick)
+
+    with (
+        tempfile.TemporaryDirectory(prefix="bootflow-") as folder,
+        SessionPool(_LIMITS, keep_spare=False) as pool,
+        _terminated_as_interrupted(),
+    ):
+        done = verify(trace, pool, Path(folder) / "again", on_tick=show)
+    progress.clear()
+    if as_json:
+        _print_json(verification_document(done))
+    else:
+        _print(part for line in verification_lines(done) for part in fit(line, indent=10))
+    ctx.exit(0 if done.verified else 1)
 
 
 # --- the rest ---------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from emulator.errors import BootflowError
 
 RUN_ID = re.compile(r"[a-z2-7]{26}\Z")
-UNFINISHED = ("queued", "running")
+UNFINISHED = ("queued", "running", "verifying")
 INDEX_NAME = "index.sqlite"
 
 
@@ -55,11 +55,14 @@ class Run(Base):
         String(20), index=True, comment="when it was asked for, ISO 8601, UTC, ends in Z"
     )
     status: Mapped[str] = mapped_column(
-        String(12), comment="queued | running | finished | killed | cancelled | failed | deleted"
+        String(12),
+        comment="queued | running | verifying | finished | killed | cancelled | failed | deleted",
     )
     spec: Mapped[dict[str, Any]] = mapped_column(JSON, comment="what was asked: RunSpec as JSON")
     files: Mapped[dict[str, Any]] = mapped_column(
-        JSON, comment='what was uploaded: {role: {"name", "sha256", "size_bytes"}}'
+        JSON,
+        comment='what was uploaded: {role: {"name", "sha256", "size_bytes"}};'
+        " role trace until it is verified, then those of its images",
     )
     delete_token_sha256: Mapped[str] = mapped_column(
         String(64), comment="hash of the token that deletes the run; the token is not kept"
@@ -89,6 +92,11 @@ def new_id() -> str:
 def utc_now() -> str:
     """Return the time as the index stores it."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def asked_of(spec: dict[str, Any]) -> str:
+    """Return what a run is asked to do with the kernel; empty until it is known."""
+    return {"load-panic": "stay", "load": "move", "": ""}.get(str(spec.get("mode", "")), "move")
 
 
 def trace_path(data_dir: Path, run_id: str) -> Path:
@@ -141,7 +149,7 @@ class Index:
             delete_token_sha256=_token_hash(token),
             trace_file=f"{run_id}.bootflow",
             listed=listed,
-            asked="stay" if spec.get("mode") == "load-panic" else "move",
+            asked=asked_of(spec),
         )
         with self._session() as session:
             session.add(run)
@@ -188,13 +196,13 @@ class Index:
             return list(session.scalars(select(Run).where(Run.status.in_(UNFINISHED))))
 
     def set_status(self, run_id: str, status: str, **fields: Any) -> None:
-        """Write a run's status, and word, asked, verdict or ticks beside it."""
+        """Write a run's status, and what is known with it: word, verdict, ticks, spec ..."""
         with self._session() as session:
             run = session.get(Run, run_id)
             if run is None:
                 return
             run.status = status
-            for name in ("word", "asked", "verdict", "ticks"):
+            for name in ("word", "asked", "verdict", "ticks", "spec", "files", "title"):
                 if name in fields:
                     setattr(run, name, fields[name])
             session.commit()
@@ -210,7 +218,7 @@ class Index:
     def delete(self, run_id: str) -> None:
         """Delete files; the row stays as a tombstone with title, hashes and verdict."""
         self.set_status(run_id, "deleted")
-        for role in ("kernel", "purgatory", "dtb", "initrd"):
+        for role in ("kernel", "purgatory", "dtb", "initrd", "trace", "again"):
             upload_path(self.data_dir, run_id, role).unlink(missing_ok=True)
         path = trace_path(self.data_dir, run_id)
         for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):

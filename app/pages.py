@@ -420,6 +420,7 @@ def wait_page(run: Run, reader: TraceReader | None = None) -> WaitPage:
     sentences = {
         "queued": "Waiting for a free worker.",
         "running": "Starting.",
+        "verifying": "Running the uploaded trace again; it is shown if the same comes out.",
         "deleted": "Deleted by its owner. What is left: title, hashes, verdict.",
         "cancelled": "Cancelled before it began.",
     }

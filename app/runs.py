@@ -34,7 +34,7 @@ def index() -> Index:
 def open_trace(run: Run) -> TraceReader | None:
     """Return a run's trace, or None if it has none (yet)."""
     path = trace_path(Path(current_app.config["DATA_DIR"]), run.id)
-    if run.status in ("queued", "deleted") or not path.is_file():
+    if run.status in ("queued", "verifying", "deleted") or not path.is_file():
         return None
     try:
         return TraceReader(path)

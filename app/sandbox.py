@@ -46,7 +46,7 @@ class Limits:
     cpu_seconds: int = 600
     """CPU time of one process; each fork counts its own."""
     descriptors: int = 1024
-    processes: int = 128
+    processes: int = 240
     """Processes at one moment, where user namespaces make them countable."""
 
 

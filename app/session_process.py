@@ -28,7 +28,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from emulator.errors import BootflowError, SessionError
+from emulator.errors import BootflowError, SessionError, SessionGone
 from emulator.trace import ImageFile
 
 Json = dict[str, Any]
@@ -38,10 +38,6 @@ MAX_ANSWER_BYTES = 16 << 20
 _STDERR_BYTES = 16 << 10
 _ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 _KEPT_ENVIRONMENT = ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR", "TZ", "SYSTEMROOT")
-
-
-class SessionGone(SessionError):
-    """The session had ended before the message reached it; another one may be asked."""
 
 
 class SessionProcess:

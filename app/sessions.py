@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from app.broker import query
-from app.session_process import SessionGone, SessionProcess, error_from
+from app.session_process import SessionProcess, error_from
 from app.warden import MAX_PROCESSES, Warden
 from emulator.errors import (
     BootflowError,
     DivergenceError,
     LimitError,
     SessionError,
+    SessionGone,
     TraceError,
 )
 from emulator.records import clean_text

@@ -28,6 +28,8 @@ blueprint = Blueprint("uploads", __name__)
 
 ROLES = {"kernel": "kernel", "purgatory": "purgatory", "dtb": "dtb", "ramdisk": "initrd"}
 NEEDED = ("kernel", "purgatory")
+TRACE = "trace"
+"""The field of a trace, which takes the place of images and options."""
 _SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+)([KMG]?)\Z")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _CHUNK_BYTES = 1 << 20
@@ -95,7 +97,8 @@ def limits() -> dict[str, int]:
 @blueprint.post("/")
 def upload() -> AnyResponse:
     """Store the files, queue the run, answer with its permalink."""
-    spec = parse_spec(request.form, limits())
+    whole = bool(_given(TRACE))
+    spec = {} if whole else parse_spec(request.form, limits())
     waiting = len(index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
@@ -105,7 +108,7 @@ def upload() -> AnyResponse:
     run_id = new_id()
     data_dir = Path(current_app.config["DATA_DIR"])
     try:
-        files = _store_all(data_dir, run_id)
+        files = _store_trace(data_dir, run_id) if whole else _store_all(data_dir, run_id)
     except BootflowError:
         _forget(data_dir, run_id)
         raise
@@ -140,12 +143,29 @@ def _answer(run: Run, token: str) -> AnyResponse:
     return response
 
 
+def _given(name: str) -> FileStorage | None:
+    """Return the file of a field; a browser sends the field of no file too, without a name."""
+    storage = request.files.get(name)
+    return storage if storage is not None and storage.filename else None
+
+
+def _store_trace(data_dir: Path, run_id: str) -> dict[str, Any]:
+    """Store an uploaded trace; it is opened by the worker only, which runs it again."""
+    storage = _given(TRACE)
+    if storage is None or any(_given(name) for name in ROLES):
+        raise BadOption("a trace holds its images", hint="Send a trace, or images, not both.")
+    row = _store(storage, upload_path(data_dir, run_id, TRACE))
+    if not row["size_bytes"]:
+        raise BadOption(f"trace: {row['name']} is empty")
+    return {TRACE: row}
+
+
 def _store_all(data_dir: Path, run_id: str) -> dict[str, Any]:
     """Store the uploaded files; return {role: name, sha256 and size}."""
     files: dict[str, Any] = {}
     for name, role in ROLES.items():
-        storage = request.files.get(name)
-        if storage is None or not storage.filename:
+        storage = _given(name)
+        if storage is None:
             if name in NEEDED:
                 raise BadOption(
                     f"no file {name!r} in the form",
@@ -171,7 +191,7 @@ def _store(storage: FileStorage, path: Path) -> dict[str, Any]:
 
 
 def _forget(data_dir: Path, run_id: str) -> None:
-    for role in ROLES.values():
+    for role in (*ROLES.values(), TRACE):
         upload_path(data_dir, run_id, role).unlink(missing_ok=True)
 
 

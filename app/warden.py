@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-MAX_PROCESSES = 160
+MAX_PROCESSES = 220
 INTERVAL_SECONDS = 1.0
 _FLOOR_BYTES = 512 << 20
 

@@ -1,7 +1,8 @@
 """The worker: takes queued runs one after the other, records them, answers the web's questions.
 
     enqueue_record, cancel      what the web processes call; state is in the queue and in the index
-    Recorder                    one run from the uploads to an ended trace and an index row
+    Recorder                    one run from the uploads to an ended trace and an index row; the
+                                trace of a stranger is run again, and its own events never shown
     Worker, run_worker          queue consumer, session pool and broker in one process
 
 The queue is Huey's: SQLite in the data directory, or Redis by URL (BOOTFLOW_QUEUE_URL). Its
@@ -18,6 +19,7 @@ import fcntl
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -33,8 +35,16 @@ from huey.serializer import Serializer
 
 from app import broker
 from app.broker import Broker
-from app.index import UNFINISHED, Index, NoSuchRun, Run, trace_path, upload_path
+from app.index import (
+    UNFINISHED,
+    Index,
+    NoSuchRun,
+    Run,
+    trace_path,
+    upload_path,
+)
 from app.sessions import Outcome, PoolLimits, SessionPool
+from app.verify import SpecLimits, reason_of, verify
 from emulator.errors import BootflowError, SessionError
 from emulator.trace import ROLES, ImageFile, TraceReader
 from emulator.verdict import verdict
@@ -45,6 +55,8 @@ QUEUE_NAME = "queue.sqlite"
 LOCK_NAME = "worker.lock"
 MAX_ATTEMPTS = 2
 _CANCEL_SECONDS = 3.0
+STRANGER = SpecLimits(mem_bytes=4 << 30, limit_ticks=8_000_000_000, image_bytes=256 << 20)
+"""What the trace of a stranger may ask for; no more than the form lets anyone ask."""
 
 
 class _JsonSerializer(Serializer):  # type: ignore[misc]
@@ -95,7 +107,7 @@ def cancel(data_dir: Path, run_id: str) -> None:
             if status == "queued":
                 index.set_status(run_id, "cancelled", verdict="cancelled before it began")
                 return
-            if status != "running" or _cancel_running(data_dir, index, run_id):
+            if status not in UNFINISHED or _cancel_running(data_dir, index, run_id):
                 return
             if time.monotonic() > deadline:
                 raise SessionError("the run does not answer", hint="Try again in a moment.")
@@ -154,10 +166,11 @@ class Recorder:
             text = f"the worker was stopped {MAX_ATTEMPTS} times while it ran"
             self._index.set_status(run_id, "killed", verdict=text)
             return
-        self._index.set_status(run_id, "running")
+        uploaded = "trace" in run.files
+        self._index.set_status(run_id, "verifying" if uploaded else "running")
         log.info("run %s: recording, attempt %d", run_id, attempt)
         try:
-            outcome = self._record(run)
+            outcome = self._verify(run) if uploaded else self._record(run)
         except BootflowError as exc:
             outcome = Outcome("failed", error=exc)
         except Exception as exc:
@@ -194,6 +207,36 @@ class Recorder:
             run.id, path, run.spec, images, title=run.title, created_utc=run.created_utc
         )
 
+    def _verify(self, run: Run) -> Outcome:
+        """Run the trace of a stranger again; what is kept and shown is our own recording of it."""
+        again = upload_path(self._data_dir, run.id, "again")
+        for name in (again.name, f"{again.name}-wal", f"{again.name}-shm"):
+            again.with_name(name).unlink(missing_ok=True)
+        source = upload_path(self._data_dir, run.id, "trace")
+        try:
+            done = verify(
+                source, self._pool, again, key=run.id, limits=STRANGER, title=run.title,
+                created_utc=run.created_utc,
+            )  # fmt: skip
+        except BootflowError as exc:
+            self._pool.drop(run.id)
+            message = reason_of(exc).replace(f"{source}: ", "")
+            return Outcome(self._status_of(exc), error=SessionError(message))
+        if not done.verified or done.status != "finished":
+            self._pool.drop(run.id)
+            return Outcome("failed", error=SessionError(reason_of(done)))
+        path = trace_path(self._data_dir, run.id)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        again.replace(path)
+        return Outcome("finished", digest=done.digest)
+
+    def _status_of(self, exc: BootflowError) -> str:
+        """Return what a run is whose verification raised."""
+        if self.stopping:
+            return "killed"
+        cancelled = isinstance(exc, SessionError) and exc.message == "cancelled on request"
+        return "cancelled" if cancelled else "failed"
+
     def _read(self, run_id: str, role: str) -> bytes:
         try:
             return upload_path(self._data_dir, run_id, role).read_bytes()
@@ -209,6 +252,7 @@ class Recorder:
             if outcome.status == "finished":
                 told = verdict(trace)
                 fields |= {"word": told.word, "asked": told.asked, "verdict": told.sentence}
+                fields |= {"spec": trace.spec, "files": _files_of(trace)}
         if outcome.error is not None:
             fields["verdict"] = outcome.error.message
         if self._index.get(run_id).status == "deleted":
@@ -216,10 +260,18 @@ class Recorder:
             self._index.delete(run_id)
         else:
             self._index.set_status(run_id, outcome.status, **fields)
-        for role in (*ROLES, "attempts"):
-            upload_path(self._data_dir, run_id, role).unlink(missing_ok=True)
-        with suppress(OSError):
-            upload_path(self._data_dir, run_id, "kernel").parent.rmdir()
+        shutil.rmtree(upload_path(self._data_dir, run_id, "kernel").parent, ignore_errors=True)
+
+
+def _files_of(trace: TraceReader) -> dict[str, Any]:
+    """Return what a trace holds as the index keeps it; for an uploaded trace it is news."""
+    infos = trace.image_infos()
+    return {
+        role: {"name": infos[role].name, "sha256": infos[role].sha256,
+               "size_bytes": infos[role].size_bytes}
+        for role in ROLES
+        if role in infos
+    }  # fmt: skip
 
 
 class Worker:

@@ -11,25 +11,34 @@ from __future__ import annotations
 import gc
 import json
 import os
+import select
 import socket
+import time
+import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from emulator.errors import BootflowError, SessionError
+from emulator.census import Census
+from emulator.errors import BootflowError, SessionError, SessionGone
 from emulator.queries import QUERIES, Path
 from emulator.run import Record, Run
 from emulator.spans import Span, spans_of
 
-MAX_CHECKPOINTS: Final = 120
+MAX_CHECKPOINTS: Final = 160
+CHECKPOINT_SECONDS: Final = 0.010
+"""CPU time between two checkpoints, at least: a seek has to do so much again at most. It says only
+where checkpoints stand, never what a question answers, so it may hang on a clock."""
 MAX_SLICES: Final = 3000
-"""Slices between two checkpoints: so many fit into the message that carries a question."""
-MAX_QUESTION_BYTES: Final = 200 << 10
+"""Slices between two checkpoints, before there are too many of these."""
+MAX_QUESTION_BYTES: Final = 180 << 10
+"""Of one message, packed; some 100,000 slices fit."""
 
 
 @dataclass
@@ -42,6 +51,8 @@ class Checkpoint:
     link: socket.socket
     pages: npt.NDArray[np.int64]
     """Pages written between the checkpoint before and this one."""
+    seconds: float
+    """Work done since the start of the run, without what checkpoints cost."""
 
 
 class Checkpoints:
@@ -54,17 +65,27 @@ class Checkpoints:
         self.standing: list[Checkpoint] = []
         self._stages: dict[int, list[tuple[int, str]]] = {}
         self._trail: list[npt.NDArray[np.int64]] = []
+        self._forking = 0.0
+        self.broken = False
+        """Not every tick can be reached any more: the session is to end."""
 
     def follow(self, run: Run) -> None:
         """Keep the trail that a run leaves, and its names."""
         run.on_trail = self._trail.append
         self._run = run
+        self.census = Census(run.names.function_starts())
 
     def sampled_spans(self, begin: int, end: int) -> list[Span]:
         """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
         rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
         inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
         return spans_of(self._run.names, inside, end)
+
+    def exact_spans(self, begin: int, end: int, width: int) -> list[Span] | None:
+        """Functions during [begin, end), exactly; None while the census is not complete."""
+        if not self.census.complete:
+            return None
+        return self.census.spans(self._run.names, begin, end, width)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""
@@ -82,11 +103,18 @@ class Checkpoints:
         self.slices.append((cpu, ticks))
         self.reached += ticks
 
+    def _worked(self) -> float:
+        """CPU time of the run so far, without what checkpoints cost."""
+        return time.process_time() - self._forking
+
     @property
-    def crowded(self) -> bool:
-        """So many slices have run since the last checkpoint that the next is due."""
-        last = self.standing[-1].first_slice if self.standing else 0
-        return len(self.slices) - last >= MAX_SLICES // 2
+    def due(self) -> bool:
+        """So much work, or so many slices, since the last checkpoint that the next is due."""
+        if not self.standing:
+            return True
+        worked, last = self._worked(), self.standing[-1]
+        apart = max(CHECKPOINT_SECONDS, worked / MAX_CHECKPOINTS)
+        return worked - last.seconds >= apart or len(self.slices) - last.first_slice >= MAX_SLICES
 
     def fork(self, run: Run, inherited: Sequence[int]) -> None:
         """Leave a copy of this process standing at this tick.
@@ -95,12 +123,13 @@ class Checkpoints:
             run: the run, which stands at `reached`.
             inherited: descriptors of the root that the copy must not keep open.
         """
+        begin, seconds = time.process_time(), self._worked()
         pages = run.machine.take_dirty()
         if self.standing and self.standing[-1].tick == run.machine.tick:
             last = self.standing[-1]
             last.pages = np.union1d(last.pages, pages)
             return
-        if len(self.standing) >= MAX_CHECKPOINTS:
+        while len(self.standing) >= MAX_CHECKPOINTS:
             self._thin_out()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (ours, theirs):
@@ -111,23 +140,41 @@ class Checkpoints:
                 other.link.close()
             for fd in inherited:  # else whoever waits for their end would wait for ever
                 os.close(fd)
-            stand(run, theirs)
+            stand(run, theirs, self.census)
         theirs.close()
-        self.standing.append(Checkpoint(run.machine.tick, len(self.slices), ours, pages))
+        here = Checkpoint(run.machine.tick, len(self.slices), ours, pages, seconds)
+        self.standing.append(here)
+        self._forking += time.process_time() - begin
 
     def _thin_out(self) -> None:
-        """End every second checkpoint but the first and the last."""
-        kept = [self.standing[0]]
-        for n, checkpoint in enumerate(self.standing[1:-1]):
-            if n % 2:
-                checkpoint.pages = np.union1d(self.standing[n].pages, checkpoint.pages)
-                kept.append(checkpoint)
-            else:
-                checkpoint.link.close()
-        last = self.standing[-1]
-        if len(self.standing) % 2:
-            last.pages = np.union1d(self.standing[-2].pages, last.pages)
-        self.standing = [*kept, last]
+        """End the checkpoint whose neighbours lie closest together; the first and the last stay."""
+        at = self.standing
+        self._end(min(range(1, len(at) - 1), key=lambda n: at[n + 1].seconds - at[n - 1].seconds))
+
+    def _end(self, index: int) -> None:
+        """Let a checkpoint go; what was written before it counts for the next."""
+        ended = self.standing.pop(index)
+        ended.link.close()
+        if index < len(self.standing):
+            after = self.standing[index]
+            after.pages = np.union1d(ended.pages, after.pages)
+
+    def forget_dead(self) -> None:
+        """Leave out the checkpoints whose processes have gone, killed or out of memory.
+
+        Raises:
+            SessionGone: the first is among them, from which all can be reached.
+        """
+        poller = select.poll()
+        for checkpoint in self.standing:
+            poller.register(checkpoint.link, 0)
+        dead = {fd for fd, _ in poller.poll(0)}
+        for index in range(len(self.standing) - 1, -1, -1):
+            if self.standing[index].link.fileno() in dead:
+                self._end(index)
+        if not self.standing or self.standing[0].tick:
+            self.broken = True
+            raise SessionGone("the session lost its first checkpoint", hint="Try again.")
 
     def index_at(self, tick: int) -> int:
         """Index of the last checkpoint at or before a tick."""
@@ -145,7 +192,7 @@ class Checkpoints:
         checkpoint = self.standing[index]
         end = bisect_right(self._starts, last_tick)
         slices = self.slices[checkpoint.first_slice : max(end, checkpoint.first_slice)]
-        job = json.dumps({"query": query, "slices": slices[: 2 * MAX_SLICES]}).encode()
+        job = zlib.compress(json.dumps({"query": query, "slices": slices}).encode(), 1)
         if len(job) > MAX_QUESTION_BYTES:
             raise SessionError("a question that spans too many slices", hint="Ask for less.")
         try:
@@ -154,7 +201,7 @@ class Checkpoints:
             raise SessionError(f"a checkpoint is gone: {error}", hint="Try again.") from error
 
 
-def stand(run: Run, link: socket.socket) -> None:
+def stand(run: Run, link: socket.socket, census: Census) -> None:
     """What a checkpoint's process does: fork for every question, until the link closes."""
     run.mute()
     while True:
@@ -164,24 +211,45 @@ def stand(run: Run, link: socket.socket) -> None:
             os._exit(0)
         if not message:
             os._exit(0)
-        if fds and os.fork() == 0:
-            link.close()
-            gc.disable()
-            answer(fds[0], _respond(run, message))
-            os._exit(0)
+        if fds:
+            answer_in_a_fork(fds[0], partial(_respond, run, census, link, message))
         for fd in fds:
             os.close(fd)
 
 
-def _respond(run: Run, message: bytes) -> Record:
-    """The answer to one question, in a process of its own."""
+def answer_in_a_fork(fd: int, work: Callable[[], Record]) -> None:
+    """Answer with what `work` returns, in a process of its own: what fails, fails there."""
     try:
-        job = json.loads(message)
-        query = job["query"]
-        slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
-        return QUERIES[query["q"]].answer(Path(run, slices), query)
+        child = os.fork()
+    except OSError as error:
+        words = f"the session is too busy: {error.strerror}"
+        answer(fd, error_document(SessionError(words, hint="Try again in a moment.")))
+        return
+    if child == 0:
+        try:
+            gc.disable()
+            answer(fd, guarded(work))
+        finally:
+            os._exit(0)
+
+
+def guarded(work: Callable[[], Record]) -> Record:
+    """What `work` returns, or the error that it raises, as a document."""
+    try:
+        return work()
     except BootflowError as error:
         return error_document(error)
+    except (LookupError, TypeError, ValueError, OverflowError, OSError) as error:
+        return error_document(SessionError(f"a question that cannot be answered: {error!r}"))
+
+
+def _respond(run: Run, census: Census, link: socket.socket, message: bytes) -> Record:
+    """The answer to one question, in a process of its own."""
+    link.close()
+    job = json.loads(zlib.decompress(message))
+    query = job["query"]
+    slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
+    return QUERIES[query["q"]].answer(Path(run, slices, census), query)
 
 
 def error_document(error: BootflowError) -> Record:

@@ -237,6 +237,9 @@ class Cpu:
             uc.reg_write(UC_REG_GPR0 + (word >> 21 & 31), tick >> 32 if upper else tick)
             s[native.TICK], s[native.BLOCK_BYTES] = tick + 1, 0
             s[native.BLOCK_PC] = signed + 4
+            s[native.BUDGET] -= 1
+            if s[native.BUDGET] <= 0:
+                s[native.LIMIT] = 0
             uc.reg_write(UC_REG_PC, at + 4)
 
         self._uc.hook_add(_HOOK_CODE, answer, begin=address, end=address)

@@ -8,6 +8,7 @@
       TraceError            a trace file that cannot be used
         TraceVersionError, TraceCorruptError
       SessionError          the session process died or gave no answer
+        SessionGone         it had ended before; the pool asks another
       DivergenceError       a replay differs from its record: always our bug
 
 A guest that faults or hangs is not an exception: it is an event of the trace.
@@ -97,6 +98,12 @@ class SessionError(BootflowError):
     """The session process died, was stopped, or gave no answer in time."""
 
     slug = "session"
+
+
+class SessionGone(SessionError):
+    """The session had ended before the question reached it; another one may be asked."""
+
+    slug = "session-gone"
 
 
 class DivergenceError(BootflowError):

@@ -51,6 +51,9 @@ from emulator.ppc64 import (
     SPR_SRR1,
 )
 
+CALLS_PER_SLICE: Final = 1000
+"""Hypercalls, exceptions and reads of the timebase after which an inexact run ends: each costs some
+50 us, and between slices others want to be heard."""
 TRAIL_STEP_TICKS: Final = 16_384
 TRAIL_ROWS: Final = 65_536
 _HYPERCALL_WORD: Final = 0x44000022
@@ -267,9 +270,11 @@ class Machine:
         s = self.state
         begin = self.tick
         self._enter(cpu)
+        s[native.BUDGET] = 1 << 62 if exact else CALLS_PER_SLICE
         stop: Stop | None = None
         while stop is None:
-            if self.tick >= until_tick:
+            spent = s[native.BUDGET] <= 0 and self._delivered_at != self.tick > begin
+            if self.tick >= until_tick or spent:
                 stop = Stop("limit")
                 break
             stop = self._go(cpu, until_tick)
@@ -336,6 +341,10 @@ class Machine:
             cpu.code.clear()
             cpu.flush_tlb()
             count = native.FETCHED_MAX
+        elif len(cpu.code) > native.FETCHED_MAX:
+            cpu.drop_all_code()
+            cpu.code.clear()
+            cpu.flush_tlb()
         pages = s[native.FETCHED : native.FETCHED + count]
         for page in np.unique(pages).tolist():
             cpu.code[page] = self.ram[page : page + PAGE_BYTES]
@@ -350,6 +359,8 @@ class Machine:
         refused = cpu.go(end)
         self._settle(cpu.nip)
         self._forget_written(cpu)
+        if cpu.interrupt >= 0 or refused:
+            s[native.BUDGET] -= 1
         if cpu.interrupt >= 0:
             return self._interrupted(cpu)
         return self._refused(cpu) if refused else None
@@ -541,7 +552,12 @@ class Machine:
     def take_log(self) -> list[Access]:
         """Rows of the native log since the last call, oldest first; it is empty afterwards."""
         s = self.state
-        count = min(int(s[native.LOG_COUNT]), native.LOG_MAX)
+        count = int(s[native.LOG_COUNT])
+        if count > native.LOG_MAX:
+            raise LimitError(
+                f"{count} watched accesses before one block ended, at tick {self.tick}",
+                hint="Nothing that hands over does so; please report an image that has to.",
+            )
         s[native.LOG_COUNT] = 0
         rows = (
             s[native.LOG : native.LOG + count * native.LOG_FIELDS]

@@ -49,16 +49,20 @@ HIT = RANGE_CLASS + 5  # the last (or first) hit: the fields of a log row, and t
 REGISTER, REGISTER_CPU, REGISTER_VALUE, REGISTER_KNOWN = (HIT + n for n in (9, 10, 11, 12))
 REGISTER_BEFORE, REGISTER_FROM, REGISTER_TO = (HIT + n for n in (13, 14, 15))
 TRAIL_ADDR, TRAIL_MAX, TRAIL_COUNT, TRAIL_NEXT, TRAIL_STEP = (HIT + n for n in range(16, 21))
-RANGES = HIT + 24  # rows of (lo, hi, id), disjoint and ascending
+STARTS_ADDR, STARTS_COUNT, CENSUS_ADDR, CENSUS_MAX = (HIT + n for n in range(24, 28))
+CENSUS_COUNT, FUNCTION_LO, FUNCTION_HI, FUNCTION_CPU = (HIT + n for n in range(28, 32))
+CENSUS_CPU_SHIFT = 40  # a census row is (tick, cpu << 40 | index of the function)
+RANGES = HIT + 32  # rows of (lo, hi, id), disjoint and ascending
 RANGE_MAX = 128
 FETCHED = RANGES + 3 * RANGE_MAX  # physical pages mapped for fetch since drained
 FETCHED_MAX = 4096
 OPENED = FETCHED + FETCHED_MAX
 OPENED_ADDR, COPIES_ADDR, OPENED_COUNT, STALE_PAGE = (OPENED + n for n in range(4))
+BUDGET = OPENED + 4  # calls out of native code that the slice may still make
 OPENED_MAX = 1024  # code pages of one CPU that may be written: see `_open_code_page`
-LOG = OPENED + 4
+LOG = OPENED + 8
 LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
-LOG_MAX = 4096
+LOG_MAX = 24_576
 STATE_SLOTS = LOG + LOG_FIELDS * LOG_MAX
 
 WINDOW = 1 << 40  # physical address at which the watched pages appear as MMIO
@@ -67,7 +71,8 @@ WANT_PREPARE = 100  # "why" of a refused fetch: the page holds words that need a
 
 LOG_RANGE, LOG_WRITE, LOG_READ = 1, 2, 4
 HIT_LAST, HIT_FIRST, HIT_ALL = 0, 1, 2  # which hits are kept: see `on_hit`
-LOG_STOP_AT = LOG_MAX - 64  # the block hook asks for a stop when the log is this full
+LOG_STOP_AT = 4096  # the block hook asks for a stop when the log is this full: a block of 512
+# instructions, each with 32 accesses (dcbz, stmw), still fits behind it
 
 EA_MASK = 0x0FFFFFFFFFFFFFFF
 PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical page that PROBE names
@@ -141,7 +146,7 @@ def _read_reg(s: Any, uc: Any, reg: int) -> int:
 
 @njit(cache=True)
 def _log(s: Any, kind: int, tick: int, pc: int, addr: int, size: int, value: int, msr: int) -> None:
-    """Append a row to the log; a full log drops the row and keeps the count, which ends the run."""
+    """Append a row to the log; what does not fit is counted, and `Machine.take_log` refuses it."""
     n = s[LOG_COUNT]
     s[LOG_COUNT] = n + 1
     if n >= LOG_MAX:
@@ -347,6 +352,33 @@ def on_page_write(uc: Any, offset: int, size: int, value: int, user: Any) -> Non
         s[WATCH_WRITTEN] |= np.int64(1) << index
         s[LIMIT] = 0
     _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
+
+
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
+def on_block_function(uc: Any, address: int, size: int, user: Any) -> None:
+    """UC_HOOK_BLOCK, after `on_block`: note every change of function, for the census."""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    ea = address & EA_MASK
+    if s[STOPPED] or (ea >= s[FUNCTION_LO] and ea < s[FUNCTION_HI] and s[CPU] == s[FUNCTION_CPU]):
+        return
+    starts = carray(_pointer(s[STARTS_ADDR]), (s[STARTS_COUNT],), np.int64)
+    lo = np.int64(0)
+    hi = s[STARTS_COUNT]
+    while lo < hi:
+        middle = (lo + hi) >> 1
+        if starts[middle] <= ea:
+            lo = middle + 1
+        else:
+            hi = middle
+    s[FUNCTION_LO] = starts[lo - 1] if lo > 0 else 0
+    s[FUNCTION_HI] = starts[lo] if lo < s[STARTS_COUNT] else EA_MASK + 1
+    s[FUNCTION_CPU] = s[CPU]
+    n = s[CENSUS_COUNT]
+    s[CENSUS_COUNT] = n + 1
+    if n < s[CENSUS_MAX]:
+        rows = carray(_pointer(s[CENSUS_ADDR]), (2 * s[CENSUS_MAX],), np.int64)
+        rows[2 * n] = s[TICK]
+        rows[2 * n + 1] = (s[CPU] << CENSUS_CPU_SHIFT) | lo
 
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)

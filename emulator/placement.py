@@ -541,7 +541,7 @@ def _kernel_flags(kernel: KernelImage) -> tuple[tuple[Flag, int], ...]:
             found.append((flag, addr - kernel.link_vaddr))
         elif not len(kernel.symbols) and flag.symbol == "__run_at_load":
             found.append((flag, flag.at))
-    return tuple(found)
+    return tuple((flag, at) for flag, at in found if 0 <= at <= kernel.mem_bytes - flag.size)
 
 
 def _low_fields(kernel: KernelImage) -> tuple[tuple[LowField, int], ...]:

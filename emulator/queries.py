@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from emulator import native
+from emulator.census import Census
 from emulator.disassembly import disassemble
 from emulator.errors import DivergenceError, LimitError
 from emulator.mmu import ACCESS_WRITE
@@ -49,8 +50,8 @@ def run_slice(run: Run, cpu: int, until_tick: int) -> None:
 class Path:
     """A run, and the recorded slices that lead on from where it stands."""
 
-    def __init__(self, run: Run, slices: Sequence[tuple[int, int]]) -> None:
-        self.run = run
+    def __init__(self, run: Run, slices: Sequence[tuple[int, int]], census: Census) -> None:
+        self.run, self.census = run, census
         self._slices = list(slices)
 
     def segments(self, until_tick: int) -> Iterator[tuple[int, int]]:
@@ -67,6 +68,11 @@ class Path:
         """Run to exactly a tick."""
         for cpu, end in self.segments(tick):
             run_slice(self.run, cpu, end)
+        if self.run.machine.tick != tick:
+            raise DivergenceError(
+                f"tick {self.run.machine.tick} is as far as the slices go, not {tick}",
+                hint="This is a bug of bootflow: please report it with the trace.",
+            )
 
 
 @dataclass(frozen=True)
@@ -196,11 +202,12 @@ def _hits(path: Path, query: Record) -> Record:
 def _run_until_hit(run: Run, cpu: int, end: int) -> None:
     """Run to a tick, or a little less far once the first hit has stopped the CPU."""
     s = run.machine.state
+    first = bool(s[native.HIT_MODE] == native.HIT_FIRST)
     while run.machine.tick < end:
-        if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+        if first and s[native.HIT_COUNT]:
             return
         begin = run.machine.tick
-        run.advance(cpu, end, exact=True)
+        run.advance(cpu, end, exact=not first)  # a hit stops far from the end: no exact one then
         if run.machine.tick == begin:
             return
 
@@ -270,6 +277,14 @@ def _trail(path: Path, query: Record) -> Record:
     return {"spans": spans_of(run.names, rows, query["to"]), "complete": complete}
 
 
+def _census(path: Path, query: Record) -> Record:
+    """Note every change of function in [from, to) in the memory that all forks share."""
+    path.goto(query["from"])
+    path.census.note(path.run)
+    path.goto(query["to"])
+    return {"fits": path.census.close(path.run)}
+
+
 QUERIES: Final[dict[str, Query]] = {
     "state": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _state),
     "window": Query(
@@ -278,4 +293,5 @@ QUERIES: Final[dict[str, Query]] = {
     "hits": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _hits),
     "register": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _register),
     "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
+    "census": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _census),
 }

@@ -28,6 +28,8 @@ DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
 MAX_LIMIT_TICKS: Final = 1 << 40
 CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
+MAX_BLOCK_TICKS: Final = 512
+"""Unicorn translates at most so many instructions at once."""
 SUSPICIOUS_BYTES: Final = 128
 """A slice that stayed within so many bytes of code may be a spin: it is probed."""
 
@@ -264,7 +266,9 @@ class Recorder:
         ceiling = self.spec.limit_ticks if stop_at is None else stop_at
         target = min(begin + self.schedule.length(self._slices, running), ceiling)
         self._slices += 1
-        stop = self.run.advance(cpu, target, exact=target == ceiling)
+        stop = self.run.advance(cpu, target, exact=False)
+        if stop.why == "limit" and target == ceiling and ceiling - machine.tick <= MAX_BLOCK_TICKS:
+            stop = self.run.advance(cpu, ceiling, exact=True)  # the part of a block that is left
         if stop.why == "limit":
             self._probe(cpu)
         if machine.tick > begin:

@@ -23,8 +23,8 @@ from emulator.spans import squeeze
 MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
 EXACT_TICKS: Final = 400_000
-"""A stretch up to this long is replayed block by block; a longer one is told from the trail that
-was left once in 16,384 ticks while it ran."""
+"""Until the census is complete, a stretch up to this long is replayed block by block, and a longer
+one is told from the trail that was left once in 16,384 ticks while it ran."""
 _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
     "lr": UC_REG_LR,
     "ctr": UC_REG_CTR,
@@ -32,7 +32,9 @@ _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
 _NOT_FOUND: Final = {"found": False}
 
 
-def answer_at_once(query: Record, low_writes: Sequence[Record]) -> Record | None:
+def answer_at_once(
+    query: Record, low_writes: Sequence[Record], checkpoints: Checkpoints
+) -> Record | None:
     """The answer that needs no replay: the last writer of low memory is an event of the trace."""
     if query["q"] != "last-write":
         return None
@@ -43,7 +45,9 @@ def answer_at_once(query: Record, low_writes: Sequence[Record]) -> Record | None
         at = int(row["addr"], 16)
         if row["tick"] <= query["tick"] and at < hi and lo < at + row["size"]:
             kept = ("tick", "cpu", "nip", "symbol", "addr", "size", "value")
-            return {"found": True, "kind": "w", "old": None} | {name: row[name] for name in kept}
+            stage = checkpoints.stage_at(row["tick"], row["cpu"])
+            said = {"found": True, "kind": "w", "old": None, "stage": stage}
+            return said | {name: row[name] for name in kept}
     return dict(_NOT_FOUND)
 
 
@@ -315,6 +319,17 @@ def _register_write(searcher: _Searcher, query: Record) -> Record:
     )
 
 
+def take_census(checkpoints: Checkpoints) -> None:
+    """Have every stretch of the run noted in the census, in a process of its own."""
+    searcher = _Searcher(checkpoints)
+    for index, begin, end in reversed(list(searcher.stretches(checkpoints.reached))):
+        if begin < end:
+            query = {"q": "census", "from": begin, "to": end}
+            if not searcher.ask(index, end, query)["fits"]:
+                return
+    checkpoints.census.finish()
+
+
 def _functions(searcher: _Searcher, query: Record) -> Record:
     """The function that each CPU was in during [from, to), in at most 2,000 spans."""
     reached = searcher.all.reached
@@ -325,16 +340,18 @@ def _functions(searcher: _Searcher, query: Record) -> Record:
             f"from {begin}, to {end}, width {width}",
             hint=f"Give ticks within 0..{reached} and a width of 1..{MAX_SPANS}.",
         )
-    exact = end - begin <= EXACT_TICKS
-    if exact:
-        query = {"q": "trail", "tick": end, "from": begin, "to": end}
-        spans = searcher.ask_anyone(query)["spans"]
-    else:
-        spans = searcher.all.sampled_spans(begin, end)
-    cpus = 1 + max((span["cpu"] for span in spans), default=0)
-    rows = squeeze(spans, begin, end, width, max(1, MAX_SPANS // cpus))
+    per_cpu = min(width, MAX_SPANS // 2)
+    rows = searcher.all.exact_spans(begin, end, per_cpu)
+    exact = rows is not None or end - begin <= EXACT_TICKS
+    if rows is None:
+        if exact:
+            query = {"q": "trail", "tick": end, "from": begin, "to": end}
+            spans = searcher.ask_anyone(query)["spans"]
+        else:
+            spans = searcher.all.sampled_spans(begin, end)
+        rows = squeeze(spans, begin, end, width, per_cpu)
     for row in rows:
-        row["stage"] = searcher.all.stage_at(row["from"] + 1, row["cpu"])
+        row["stage"] = searcher.all.stage_at((row["from"] + row["to"] + 1) // 2, row["cpu"])
     return {"from": begin, "to": end, "exact": exact, "spans": rows}
 
 

@@ -24,20 +24,21 @@ import signal
 import socket
 import time
 from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 from emulator import search
-from emulator.checkpoint import Checkpoints, answer, error_document
+from emulator.checkpoint import Checkpoints, answer, answer_in_a_fork, guarded
 from emulator.errors import BootflowError, DivergenceError, SessionError
-from emulator.queries import QUERIES, run_slice
+from emulator.queries import run_slice
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
 from emulator.run import Record, Run
 
 MAX_MESSAGE_BYTES: Final = 128 << 10
+ASKED: Final = ("state", "window")
+"""Queries that a checkpoint answers to anyone; the others are parts of searches."""
 FLUSH_SECONDS: Final = 0.05
-CHECKPOINT_SECONDS: Final = 0.012
-"""Work between two checkpoints: what a seek has to do again at most. It says only where checkpoints
-stand, never what a question answers, so it may hang on the clock."""
 
 
 def serve(job: Mapping[str, Any], images: Mapping[str, bytes], control: socket.socket) -> None:
@@ -80,7 +81,7 @@ class _Session:
         self._waiting: list[tuple[Record, int]] = []
         self._buffer: list[str] = []
         self._buffered = 0
-        self._flushed_at = self._forked_at = time.monotonic()
+        self._flushed_at = time.monotonic()
         self._cancel = ""
         self._closed = False
 
@@ -158,7 +159,7 @@ class _Session:
         now = time.monotonic()
         if now - self._flushed_at > FLUSH_SECONDS:
             self.flush()
-        if now - self._forked_at > CHECKPOINT_SECONDS or self.checkpoints.crowded:
+        if self.checkpoints.due:
             self._fork(run)
         while self._readable():
             self._take_query()
@@ -169,7 +170,6 @@ class _Session:
         self.flush()
         mine = [self.control.fileno(), *(fd for _, fd in self._waiting)]
         self.checkpoints.fork(run, mine)
-        self._forked_at = time.monotonic()
 
     # --- queries ----------------------------------------------------------------------------------
 
@@ -179,6 +179,12 @@ class _Session:
     def answer_until_closed(self) -> None:
         """Hand queries on to checkpoints until nobody can ask any more."""
         gc.collect()
+        with suppress(OSError):  # without a process for it, timelines are of samples
+            if not self._closed and os.fork() == 0:
+                self.control.close()
+                with suppress(BootflowError, OSError):  # the session has been ended meanwhile
+                    search.take_census(self.checkpoints)
+                os._exit(0)
         while not self._closed:
             if self._readable(3600.0):
                 self._take_query()
@@ -205,15 +211,14 @@ class _Session:
             if type(tick) is int and self.checkpoints.reached < tick <= self._goal:
                 self._waiting.append((query, fd))
                 continue
-            try:
-                self._hand_on(query, fd)
-            except BootflowError as error:
-                answer(fd, error_document(error))
-            finally:
-                os.close(fd)
+            failed = guarded(partial(self._hand_on, query, fd))
+            if failed:
+                answer(fd, failed)
+            os.close(fd)
+        self._closed = self._closed or self.checkpoints.broken
 
-    def _hand_on(self, query: Record, fd: int) -> None:
-        """Give a query to whoever answers it."""
+    def _hand_on(self, query: Record, fd: int) -> Record:
+        """Give a query to whoever answers it; what it cannot be given is the answer."""
         reached = self.checkpoints.reached
         tick = query.setdefault("tick", reached)
         if type(tick) is not int or not 0 <= tick <= reached:
@@ -221,17 +226,19 @@ class _Session:
                 f"tick {tick} is not in this run, which has come to tick {reached}",
                 hint="Ask for a tick in that range.",
             )
+        self.checkpoints.forget_dead()
         kind = query.get("q")
-        if kind in QUERIES:
+        if kind in ASKED:
             self.checkpoints.ask(query, fd)
-        elif kind in search.SEARCHES:
-            quick = search.answer_at_once(query, self.low_writes)
-            if quick is not None:
-                answer(fd, quick)
-            elif os.fork() == 0:
-                self.control.close()
-                answer(fd, search.respond(query, self.checkpoints))
-                os._exit(0)
-        else:
-            known = ", ".join([*QUERIES, *search.SEARCHES])
-            raise SessionError(f"unknown query {kind!r}", hint=f"Ask for one of: {known}.")
+            return {}
+        if kind in search.SEARCHES:
+            quick = search.answer_at_once(query, self.low_writes, self.checkpoints)
+            if quick is None:
+                answer_in_a_fork(fd, partial(self._search, query))
+            return quick or {}
+        known = ", ".join([*ASKED, *search.SEARCHES])
+        raise SessionError(f"unknown query {kind!r}", hint=f"Ask for one of: {known}.")
+
+    def _search(self, query: Record) -> Record:
+        self.control.close()
+        return search.respond(query, self.checkpoints)

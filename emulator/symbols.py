@@ -220,6 +220,10 @@ class SymbolTable:
             )
         return value
 
+    def starts(self) -> _U64:
+        """Link address of everything that `lookup` can name, ascending."""
+        return self._sorted[0]
+
     @cached_property
     def _sorted(self) -> tuple[_U64, npt.NDArray[np.int64]]:
         """Addresses in order, one a place, and the index of the symbol that names each."""
@@ -282,6 +286,10 @@ class NamedPlaces:
         place = self._places.get(name)
         return None if place is None else place[0]
 
+    def starts(self) -> _U64:
+        """Address of every place."""
+        return np.array([start for start, _ in self._places.values()], np.uint64)
+
     def lookup(self, addr: int) -> tuple[str, int, int] | None:
         """Name, offset and size of the place that holds an address."""
         for name, (start, size) in self._places.items():
@@ -331,6 +339,15 @@ class AddressMap:
                 if found is not None:
                     return *found, row.prefix
         return None
+
+    def function_starts(self) -> npt.NDArray[np.int64]:
+        """Real addresses at which a named piece of code begins, ascending."""
+        parts = [np.zeros(0, np.int64)]
+        for row in self.rows:
+            link = row.table.starts()
+            real = (link - np.uint64(row.link_delta & (1 << 64) - 1)).astype(np.int64)
+            parts.append(real[(real >= row.lo) & (real < row.hi)])
+        return np.unique(np.concatenate(parts))
 
     def name_at(self, vaddr: int) -> str:
         """The kernel's %pS form "sym+0x1c/0x30", "" if nothing is known."""

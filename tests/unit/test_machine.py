@@ -159,6 +159,25 @@ def test_watched_write_ends_an_inexact_slice() -> None:
     assert machine.tick == 7
 
 
+def test_a_block_with_many_accesses_loses_none() -> None:
+    stores = [asm.std(3, 8 * (n % 2), 0) for n in range(500)]
+    machine = make(*stores, asm.b(0), watches=(Watch(0, 16, LOG_WRITE),))
+    machine.run(0, 501, exact=True)
+    assert len(accesses(machine, LOG_WRITE)) == 500
+
+
+def test_many_hypercalls_end_a_slice_but_not_an_exact_one() -> None:
+    def answer(machine: Machine, cpu: int, args: list[int]) -> list[int]:
+        return [0]
+
+    loop = (asm.sc(1), asm.b(-4))
+    machine = make(*loop, hypercall=answer)
+    assert machine.run(0, 10**6, exact=False).why == "limit"
+    assert machine.tick < 10_000
+    machine.run(0, 20_000, exact=True)
+    assert machine.tick == 20_000
+
+
 def test_ranges_are_logged_where_they_are_entered() -> None:
     program = (asm.NOP, asm.b(0x100 - 4))
     machine = make(*program, ranges=(Range(BASE + 0x100, BASE + 0x200, 5 | 1 << 20),))

@@ -15,7 +15,7 @@ from app import broker
 from app.broker import Broker
 from app.index import new_id, trace_path
 from app.sessions import Outcome, PoolLimits, SessionPool
-from app.warden import memory_is_short
+from app.warden import memory_is_short, processes_by_session
 from emulator.errors import DivergenceError, LimitError, SessionError, TraceError
 from emulator.trace import ImageFile, TraceReader
 
@@ -139,20 +139,20 @@ def test_misbehaviour_ends_in_a_readable_trace(
 
 
 def test_kill_takes_the_forks_along(pool: SessionPool, tmp_path: Path) -> None:
-    before = _nobodies()
+    started = _started(pool)
     record(pool, tmp_path / "t", fault="fork")
-    assert _nobodies() <= before
+    assert _alive(started) == 0
 
 
 def test_crowd_of_processes_is_ended(
     pool: SessionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("app.warden.MAX_PROCESSES", 10)
-    before = _nobodies()
+    started = _started(pool)
     outcome = record(pool, tmp_path / "t", fault="crowd")
     assert outcome.status == "killed"
     assert "processes" in str(outcome.error)
-    assert _nobodies() <= before
+    assert _alive(started) == 0
 
 
 def test_shortage_of_memory_ends_idle_sessions_first(pool: SessionPool, tmp_path: Path) -> None:
@@ -172,16 +172,21 @@ def test_meminfo_is_understood() -> None:
     assert not memory_is_short("nonsense")
 
 
-def _nobodies() -> int:
-    """Count the processes of this session's kind."""
-    count = 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                count += b"session_main" in (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-    return count
+def _started(pool: SessionPool) -> set[int]:
+    """The sessions (in the sense of setsid) of the process that the pool hands out next."""
+    assert pool._spare is not None
+    return {pool._spare.pid}
+
+
+def _alive(started: set[int]) -> int:
+    """How many processes of these sessions are left, once SIGKILL has had its time."""
+    for _ in range(50):
+        counts = processes_by_session()
+        left = sum(counts.get(session, 0) for session in started)
+        if left == 0:
+            break
+        time.sleep(0.1)
+    return left
 
 
 def test_query_and_cancel_while_recording(pool: SessionPool, tmp_path: Path) -> None:

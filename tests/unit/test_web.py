@@ -60,7 +60,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     app.extensions["bootflow.index"].close()
 
 
-def _form(**more: str) -> dict[str, Any]:
+def _form(**more: Any) -> dict[str, Any]:
     files = {
         "kernel": (io.BytesIO(b"\x7fELFk"), "vmlinux"),
         "purgatory": (io.BytesIO(b"p"), "kexec"),
@@ -96,6 +96,39 @@ def test_a_browser_is_redirected_and_knows_its_run_again(site: Site) -> None:
     assert "Yours" in page
     assert answer.headers["Location"] in page
     assert "HttpOnly" in answer.headers["Set-Cookie"]
+
+
+def test_a_trace_is_stored_unread_and_waits_for_its_verification(site: Site) -> None:
+    data = {"trace": (io.BytesIO(b"no trace at all"), "x.bootflow"), "title": "theirs"}
+    answer = site.client.post("/", data=data)
+    assert answer.status_code == 201
+    run_id = answer.headers["Location"].rstrip("/").rsplit("/", 1)[1]
+    assert answer.text.splitlines()[:2] == [answer.headers["Location"], "state:        queued"]
+    assert site.enqueued == [run_id]
+    run = site.index.get(run_id)
+    assert (run.spec, list(run.files), run.asked) == ({}, ["trace"], "")
+    assert upload_path(site.index.data_dir, run_id, "trace").read_bytes() == b"no trace at all"
+    site.index.set_status(run_id, "verifying")
+    fabricated.write_trace(trace_path(site.index.data_dir, run_id))  # not to be seen before its end
+    page = site.client.get(f"/t/{run_id}/", headers=BROWSER)
+    assert "Running the uploaded trace again" in page.text
+    assert "__run_at_load" not in page.text
+    assert page.headers["Cache-Control"] == "no-store"
+    assert site.client.get(f"/t/{run_id}/7/").status_code == 404
+    assert site.client.get(f"/t/{run_id}.bootflow").status_code == 404
+
+
+def test_a_trace_comes_alone(site: Site) -> None:
+    answer = site.client.post("/", data=_form(trace=(io.BytesIO(b"t"), "x")))
+    assert answer.status_code == 400
+    assert "not both" in answer.text
+    answer = site.client.post("/", data={"trace": (io.BytesIO(b""), "x")})
+    assert answer.status_code == 400
+    answer = site.client.post("/", data={"trace": (io.BytesIO(bytes(200_000)), "x")})
+    assert answer.status_code == 413
+    assert "100,000 bytes are allowed" in answer.text
+    assert site.enqueued == []
+    assert not list(site.index.data_dir.glob("uploads/*/*"))
 
 
 @pytest.mark.parametrize(
