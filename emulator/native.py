@@ -439,12 +439,20 @@ def on_hit(uc: Any, access: int, address: int, size: int, value: int, user: Any)
 
 @njit(cache=True)
 def is_timebase(word: int) -> bool:
-    """Whether an instruction word reads the timebase."""
+    """Whether an instruction word reads a clock that Unicorn has not got.
+
+    The timebase reads 0 for ever; SPURR, PURR and VTB (SPRs 308, 309, 849) end the process with
+    SIGSEGV, because Unicorn makes no timer for them. No other SPR does, read or written (swept).
+    """
+    form = word & 0xFC1FFFFF
     return bool(
-        (word & 0xFC1FFFFF) == 0x7C0C42A6  # mfspr rD,268
-        or (word & 0xFC1FFFFF) == 0x7C0D42A6  # mfspr rD,269
-        or (word & 0xFC1FFFFF) == 0x7C0C42E6  # mftb rD
-        or (word & 0xFC1FFFFF) == 0x7C0D42E6  # mftbu rD
+        form == 0x7C0C42A6  # mfspr rD,268
+        or form == 0x7C0D42A6  # mfspr rD,269
+        or form == 0x7C0C42E6  # mftb rD
+        or form == 0x7C0D42E6  # mftbu rD
+        or form == 0x7C144AA6  # mfspr rD,308
+        or form == 0x7C154AA6  # mfspr rD,309
+        or form == 0x7C11D2A6  # mfspr rD,849
     )
 
 

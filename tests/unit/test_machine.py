@@ -243,6 +243,14 @@ def test_timebase_is_the_tick() -> None:
     assert machine.tick == 4
 
 
+@pytest.mark.parametrize("spr", [268, 308, 309, 849])
+@pytest.mark.parametrize("msr", [LITTLE, BIG])
+def test_every_clock_reads_the_tick(spr: int, msr: int) -> None:
+    machine = make(asm.NOP, asm.mfspr(5, spr), asm.b(0), msr=msr)
+    machine.run(0, 3, exact=True)
+    assert machine.cpus[0].registers().gpr[5] == 1
+
+
 def test_code_that_another_cpu_changes_is_seen() -> None:
     poll = (asm.li(3, 1), asm.b(-4))
     machine = make(*poll, cpus=2)
