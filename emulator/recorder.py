@@ -19,6 +19,8 @@ from emulator.images import KernelImage, read_device_tree, read_kernel, read_pur
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
 from emulator.placement import Addresses, LoadOptions, Placement, place
+from emulator.ppc64 import MSR_IR
+from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
 from emulator.schedule import Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
@@ -141,6 +143,7 @@ class Prepared:
         p = self.placement
         return {
             "t": "placement",
+            "engine": ENGINE_REVISION,
             "kernel_addr": hex64(p.kernel_addr),
             "kernel_bytes": self.kernel.mem_bytes,
             "entry_addr": hex64(p.entry_addr),
@@ -367,8 +370,9 @@ class Recorder:
             return self._end("until", f"--until {spec.until} reached", reached[1], ok=True)
         if spec.until_tick is not None and tick >= spec.until_tick:
             return self._end("until", f"--until {spec.until} reached", cpu, ok=True)
-        if self.run.tracker.complete and spec.until is None:
-            text = "the hand-off is complete: boot CPU in start_kernel"
+        if spec.until is None and (self.run.tracker.complete or self._complete_unnamed()):
+            boot = "in start_kernel" if self.run.tracker.complete else "runs translated"
+            text = f"the hand-off is complete: boot CPU {boot}"
             others = spec.cpus - 1
             if others:
                 text += f", {others} secondar{'y' if others == 1 else 'ies'} released"
@@ -376,6 +380,13 @@ class Recorder:
         if tick >= spec.limit_ticks:
             return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
         return None
+
+    def _complete_unnamed(self) -> bool:
+        """Of a kernel without names: the boot CPU's MMU is on and every secondary was released."""
+        tracker, boot = self.run.tracker, self.run.placement.boot_cpu
+        if tracker.names_start_kernel or not tracker.all_released:
+            return False
+        return bool(self.run.machine.cpus[boot].msr & MSR_IR)
 
     def _stuck(self) -> Record:
         """Every CPU spins: say where the boot CPU does, and since when."""

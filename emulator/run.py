@@ -267,12 +267,17 @@ class Run:
         nip = self.machine.cpus[number].nip
         return nip, self.names.name_at(nip), self.tracker.cpus[number].stage
 
-    def state(self) -> Record:
-        """The moment as `show --json` prints it; 64-bit values are "0x" strings."""
+    def state(self, next_cpu: int | None = None) -> Record:
+        """The moment as `show --json` prints it; 64-bit values are "0x" strings.
+
+        Args:
+            next_cpu: the CPU that runs next. If it stands at the first instruction of a stage, it
+                is in that stage, as the stage's event says, although nothing of it has run.
+        """
         placement, machine = self.placement, self.machine
         return {
             "tick": machine.tick,
-            "cpus": [self._cpu_state(cpu) for cpu in machine.cpus],
+            "cpus": [self._cpu_state(cpu, cpu.number == next_cpu) for cpu in machine.cpus],
             "low_memory": machine.read(0, LOW_COPY_BYTES).hex(),
             "kernel_low": machine.read(placement.kernel_addr, LOW_COPY_BYTES).hex(),
             "kernel_addr": hex64(placement.kernel_addr),
@@ -280,8 +285,11 @@ class Run:
             "disassembly": {str(cpu.number): self._disassembly(cpu) for cpu in machine.cpus},
         }
 
-    def _cpu_state(self, cpu: Cpu) -> Record:
-        _, symbol, stage = self.where(cpu.number)
+    def _cpu_state(self, cpu: Cpu, is_next: bool) -> Record:
+        nip, symbol, stage = self.where(cpu.number)
+        since = self.tracker.cpus[cpu.number].since
+        if is_next and self.tracker.peek(cpu.number, nip) != stage:
+            stage, since = self.tracker.peek(cpu.number, nip), self.machine.tick
         registers = cpu.registers()
         return {
             "cpu": cpu.number,
@@ -289,7 +297,7 @@ class Run:
             "ticks": cpu.retired,
             "stage": stage,
             "stage_letter": STAGE_BY_ID[stage].letter,
-            "stage_since": self.tracker.cpus[cpu.number].since,
+            "stage_since": since,
             "symbol": symbol,
             "lr_symbol": self.names.name_at(registers.lr) if registers.lr else "",
             "registers": {name: hex64(value) for name, value in registers.named().items()},

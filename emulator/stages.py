@@ -12,13 +12,13 @@ entered and lasts, whatever it calls, until the next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID, STAGES
 from emulator.images import KernelImage
 from emulator.machine import Range
-from emulator.native import RANGE_CLASS_SHIFT, RANGE_STOP
+from emulator.native import EA_MASK, RANGE_CLASS_SHIFT, RANGE_STOP
 from emulator.placement import Placement
 
 MILESTONES: Final = ("early_setup", "start_kernel", "joins")
@@ -236,11 +236,28 @@ class StageTracker:
             at.base = row.stage
         return at.base
 
+    def peek(self, cpu: int, nip: int) -> str:
+        """The stage that a CPU is in once it goes on at `nip`."""
+        ea = nip & EA_MASK
+        row = next((row for row in self.rows if row.lo <= ea < row.hi), None)
+        if row is not None and row.stage == UNTIL:
+            return self.cpus[cpu].stage
+        return self._stage_of(row, cpu, replace(self.cpus[cpu]))
+
+    @property
+    def all_released(self) -> bool:
+        """Every secondary has left the hold loop."""
+        return all(c.released for n, c in enumerate(self.cpus) if n != self.boot_cpu)
+
+    @property
+    def names_start_kernel(self) -> bool:
+        """The kernel names the place where the hand-off is complete."""
+        return any(row.stage == "start_kernel" for row in self.rows)
+
     @property
     def complete(self) -> bool:
         """The boot CPU is in start_kernel and every secondary has left the hold loop."""
-        others = [c for n, c in enumerate(self.cpus) if n != self.boot_cpu]
-        return self.cpus[self.boot_cpu].base == "start_kernel" and all(c.released for c in others)
+        return self.cpus[self.boot_cpu].base == "start_kernel" and self.all_released
 
 
 _KERNEL_BASES: Final = ("head", "early_setup", "start_kernel", "joins")
