@@ -108,10 +108,6 @@ class Cpu:
         """Instructions that this CPU has retired."""
         self.range = (1, 0, -1)
         """Its current code range: lo, hi, class (see `native`)."""
-        self.code: dict[int, bytes] = {}
-        """Physical pages it has fetched code from, as they were then."""
-        self.opened = 0
-        """How many of them it may write (see `native`)."""
         self.interrupt = -1
         """Number of the exception that stopped it, -1 for none."""
         self._state = state
