@@ -40,7 +40,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import checks, errors, render, runs, stories, uploads
+    from app import at, checks, comparisons, errors, guide, render, runs, stories, uploads
+    from app.asking import Answers
+    from app.compress import Gzip
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -54,6 +56,9 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config["DATA_DIR"] = data_dir
     _use_worker(app, data_dir)
     app.extensions["bootflow.index"] = Index(data_dir, app.config["INDEX_URL"])
+    app.extensions["bootflow.answers"] = Answers(
+        lambda run_id, question: app.config["QUERY"](run_id, question)
+    )
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
@@ -66,8 +71,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(runs.blueprint)
     app.register_blueprint(checks.blueprint)
     app.register_blueprint(stories.blueprint)
+    app.register_blueprint(at.blueprint)
+    app.register_blueprint(comparisons.blueprint)
+    app.register_blueprint(guide.blueprint)
     app.before_request(_check_origin)
     app.after_request(_secure)
+    app.wsgi_app = Gzip(app.wsgi_app)  # type: ignore[method-assign]
     return app
 
 

@@ -21,6 +21,7 @@ from app.index import Run
 from app.render import fit
 from app.runs import cached, index, open_trace, told_by
 from app.samples import sample_of_run, sample_run_id
+from app.view import View
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, SessionError
 from emulator.explanation import Sentence, explain
@@ -51,6 +52,7 @@ class CheckPage:
     beside: tuple[str, str] | None
     """Title and id of the sample that this one is to be read beside."""
     has_story: bool
+    view: View = View()  # noqa: RUF009 -- frozen
 
 
 @blueprint.get("/t/<run_id>/check/")

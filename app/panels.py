@@ -7,7 +7,7 @@ no markup, no I/O. `pages.py` puts them together.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -63,6 +63,8 @@ class Register:
     value: str
     changed: bool
     zero: bool
+    recent: bool = False
+    """One of the last instructions changed it."""
 
 
 @dataclass(frozen=True)
@@ -288,17 +290,19 @@ def sampled_cpu_rows(
     return tuple(rows)
 
 
-def register_block(state: dict[str, Any], before: dict[str, Any] | None) -> RegisterBlock:
-    """Lay out one CPU's registers; before is its state one tick earlier, for what changed."""
+def register_block(
+    state: dict[str, Any], changed: Container[str] = (), recent: Container[str] = ()
+) -> RegisterBlock:
+    """Lay out one CPU's registers, with those that the last instructions changed."""
     values = state["registers"]
-    old = before["registers"] if before else {}
     names = ["nip", "lr", "ctr", "msr", "cr", "xer", *(f"r{i}" for i in range(32))]
     made = {}
     for name in names:
         value = number(values[name]) or 0
         digits = 8 if name in ("cr", "xer") else 16
-        changed = bool(old) and name != "nip" and number(old[name]) != number(values[name])
-        made[name] = Register(name, f"{value:0{digits}x}", changed, value == 0)
+        made[name] = Register(
+            name, f"{value:0{digits}x}", name in changed, value == 0, name in recent
+        )
     rows = tuple(
         (f"GPR{i:02}:", tuple(made[f"r{j}"] for j in range(i, i + 4))) for i in range(0, 32, 4)
     )

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flask import Blueprint, Response, current_app, redirect, render_template, request, url_for
+from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from app import pages
+from app import moments, pages
+from app.at import asker
 from app.checks import report_of
 from app.errors import BadOption
 from app.index import Run
@@ -20,6 +21,7 @@ from app.panels import printable
 from app.render import fit
 from app.runs import cached, index, open_trace, told_by
 from app.samples import sample_of_run
+from app.view import View
 from emulator.handoff import STAGES
 from emulator.samples.notes import Note, pin
 from emulator.trace import TraceReader
@@ -64,8 +66,8 @@ def show_note(run_id: str, number: int) -> AnyResponse:
             raise pages.NoSuchTick(
                 f"note {number}: the story has {len(story.notes)}", hint=f"See /t/{run_id}/story/"
             )
-        told, query = told_by(run, reader), current_app.config["QUERY"]
-        moment = pages.moment_page(run, reader, told, story.notes[number - 1].tick, query)
+        told, tick = told_by(run, reader), story.notes[number - 1].tick
+        moment = moments.moment_page(run, reader, told, tick, asker(run), View())
     text = render_template(
         "note.html", page=moment, story=story, number=number, stages=STAGES,
         play=request.args.get("play", "") == "1", play_seconds=PLAY_SECONDS,

@@ -52,7 +52,7 @@ def _cpu_lines(row: Json) -> Iterator[str]:
     stage = STAGE_BY_ID.get(row["stage"])
     name = f"{stage.letter} {stage.name}" if stage else str(row["stage"])
     yield from fit(f"cpu {row['cpu']}: {name}, {row['ticks']} ticks")
-    block = register_block(row, None)
+    block = register_block(row)
     value = {name: register.value for name, register in block.special.items()}
     yield f"NIP:  {value['nip']} LR: {value['lr']} CTR: {value['ctr']}"
     msr = f"MSR:  {value['msr']} {block.msr_names}  CR: {value['cr']}  XER: {value['xer']}"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from app.index import Run, new_id, trace_path, upload_path
 from app.owners import own_tokens, remember
 from app.panels import printable
 from app.render import render
-from app.runs import index, open_trace
+from app.runs import index, message_id, open_trace
+from app.samples import sample_run_id
 from emulator.errors import BootflowError, LimitError
+from emulator.samples import SAMPLES
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -50,24 +53,42 @@ def show_gallery_twin(form: str) -> AnyResponse:
 
 
 def _gallery(form: str) -> AnyResponse:
-    words = request.args.get("q", "")[:200]
-    listed = index().recent(limit=50, words=words)
-    own = index().recent(limit=20, words=words, ids=list(own_tokens()))
-    seen = {run.id for run in own}
-    page = pages.GalleryPage(
-        tuple(_row(run) for run in own),
-        tuple(_row(run) for run in listed if run.id not in seen),
-        words,
-        limits(),
-    )
+    chosen = _filter()
+    listed = index().recent(limit=200, words=chosen.words)
+    own = index().recent(limit=20, words=chosen.words, ids=list(own_tokens()))
+    mine, samples = {run.id for run in own}, _sample_ids()
+    rows = [row for row in map(_row, listed) if row.head.id not in mine and chosen.fits(row)]
+    featured = [row for row in rows if row.head.id in samples and not row.head.message_id]
+    others = [row for row in rows if row not in featured]
+    mine_rows = [row for row in map(_row, own) if chosen.fits(row)]
+    page = pages.GalleryPage(pages.gallery_groups(mine_rows, featured, others), chosen, limits())
     response = render(page, form)
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
+def _filter() -> pages.Filter:
+    names = {"words": "q"}
+    fields = {
+        name: request.args.get(names.get(name, name), "").strip()[:200]
+        for name in ("words", "kernel", "purgatory", "outcome", "flag", "thread")
+    }
+    if fields["outcome"] not in ("", *pages.OUTCOMES):
+        raise BadOption(f"outcome {fields['outcome'][:20]!r}", hint=", ".join(pages.OUTCOMES))
+    if fields["flag"] not in ("", *pages.FLAG_NAMES):
+        raise BadOption(f"flag {fields['flag'][:20]!r}", hint=", ".join(pages.FLAG_NAMES))
+    return pages.Filter(**fields)
+
+
+@lru_cache(maxsize=1)
+def _sample_ids() -> frozenset[str]:
+    return frozenset(sample_run_id(sample) for sample in SAMPLES)
+
+
 def _row(run: Run) -> pages.GalleryRow:
     if run.ended and run.word:
-        return _ended_row(str(trace_path(Path(current_app.config["DATA_DIR"]), run.id)), run.id)
+        path = trace_path(Path(current_app.config["DATA_DIR"]), run.id)
+        return replace(_ended_row(str(path), run.id), head=pages.head(run))
     return _open_row(run)
 
 
@@ -99,6 +120,7 @@ def upload() -> AnyResponse:
     """Store the files, queue the run, answer with its permalink."""
     whole = bool(_given(TRACE))
     spec = {} if whole else parse_spec(request.form, limits())
+    mail = message_id(request.form.get("message_id", ""))
     waiting = len(index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
@@ -119,6 +141,8 @@ def upload() -> AnyResponse:
         title=title,
         listed=request.form.get("listed", "") not in ("", "0"),
         run_id=run_id,
+        note=" ".join(request.form.get("note", "").split()),
+        message_id=mail,
     )
     current_app.config["ENQUEUE"](run.id)
     return _answer(run, token)

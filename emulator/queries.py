@@ -54,6 +54,11 @@ class Path:
         self.run, self.census = run, census
         self._slices = list(slices)
 
+    @property
+    def next_cpu(self) -> int | None:
+        """The CPU whose instruction comes next, if the slices tell."""
+        return self._slices[0][0] if self._slices else None
+
     def segments(self, until_tick: int) -> Iterator[tuple[int, int]]:
         """(cpu, last tick) of each piece up to a tick; the caller runs each before the next."""
         while self._slices and self.run.machine.tick < until_tick:
@@ -88,7 +93,7 @@ class Query:
 
 def _state(path: Path, query: Record) -> Record:
     path.goto(query["tick"])
-    return path.run.state()
+    return path.run.state(path.next_cpu)
 
 
 # --- window: instructions around a tick -----------------------------------------------------------
@@ -110,9 +115,13 @@ def _bounded(query: Record, name: str, default: int) -> int:
 
 
 def _window(path: Path, query: Record) -> Record:
-    """The instructions that retired up to a tick and after it, each with what it changed."""
+    """The instructions that retired up to a tick and after it, each with what it changed.
+
+    With "state" in the question, the state at the tick comes with it: one replay instead of two.
+    """
     tick, run = query["tick"], path.run
     path.goto(max(0, tick - _before(query)))
+    state = run.state() if query.get("state") and run.machine.tick == tick else None
     run.machine.set_watches(())
     steps: list[Record] = []
     accesses: list[tuple[int, int, bytes]] = []
@@ -126,7 +135,9 @@ def _window(path: Path, query: Record) -> Record:
     for number, end in path.segments(tick + _after(query)):
         while run.machine.tick < end:
             steps.append(_step(run, number, accesses))
-    return {"tick": tick, "steps": steps}
+            if query.get("state") and run.machine.tick == tick:
+                state = run.state()
+    return {"tick": tick, "steps": steps} | ({} if state is None else {"state": state})
 
 
 def _step(run: Run, number: int, accesses: list[tuple[int, int, bytes]]) -> Record:

@@ -25,6 +25,7 @@ from emulator.images import KernelImage, read_device_tree, read_kernel, read_pur
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
 from emulator.placement import Addresses, LoadOptions, Placement, place
+from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
 from emulator.schedule import Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
@@ -161,6 +162,7 @@ class Prepared:
         places = p.purgatory_symbols
         return {
             "t": "placement",
+            "engine": ENGINE_REVISION,
             "kernel_addr": hex64(p.kernel_addr),
             "kernel_bytes": self.kernel.mem_bytes,
             "link_addr": hex64(self.kernel.link_vaddr),

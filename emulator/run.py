@@ -79,6 +79,7 @@ class Run:
         """Takes the accesses that a query looks for; they are no events then."""
         self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
         """Takes the rows of `Machine.take_trail` after each slice."""
+        self._moved = False
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -190,7 +191,7 @@ class Run:
         if region in ("purgatory", "kernel") and region not in self._entered:
             self._entered.add(region)
             self.machine.set_ranges(native_ranges(self._set_rows()), anew=False)
-        if self.tracker.moved and not self.names.kernel_at_zero:
+        if self.tracker.moved and not self._moved:
             self._kernel_moved()
 
     def _set_rows(self) -> list[CodeRow]:
@@ -199,6 +200,7 @@ class Run:
 
     def _kernel_moved(self) -> None:
         """From here on the kernel's names and stages belong to its copy at 0."""
+        self._moved = True
         self.names = self.names.moved(True)
         self.machine.set_ranges(native_ranges(self._set_rows()))
 
@@ -335,12 +337,17 @@ class Run:
         nip = self.machine.cpus[number].nip
         return nip, self.names.name_at(nip), self.tracker.cpus[number].stage
 
-    def state(self) -> Record:
-        """The moment as `show --json` prints it; 64-bit values are "0x" strings."""
+    def state(self, next_cpu: int | None = None) -> Record:
+        """The moment as `show --json` prints it; 64-bit values are "0x" strings.
+
+        Args:
+            next_cpu: the CPU that runs next. If it stands at the first instruction of a stage, it
+                is in that stage, as the stage's event says, although nothing of it has run.
+        """
         placement, machine = self.placement, self.machine
         return {
             "tick": machine.tick,
-            "cpus": [self._cpu_state(cpu) for cpu in machine.cpus],
+            "cpus": [self._cpu_state(cpu, cpu.number == next_cpu) for cpu in machine.cpus],
             "low_memory": machine.read(0, LOW_COPY_BYTES).hex(),
             "kernel_low": machine.read(placement.kernel_addr, LOW_COPY_BYTES).hex(),
             "kernel_addr": hex64(placement.kernel_addr),
@@ -348,8 +355,11 @@ class Run:
             "disassembly": {str(cpu.number): self._disassembly(cpu) for cpu in machine.cpus},
         }
 
-    def _cpu_state(self, cpu: Cpu) -> Record:
-        _, symbol, stage = self.where(cpu.number)
+    def _cpu_state(self, cpu: Cpu, is_next: bool) -> Record:
+        nip, symbol, stage = self.where(cpu.number)
+        since = self.tracker.cpus[cpu.number].since
+        if is_next and self.tracker.peek(cpu.number, nip) != stage:
+            stage, since = self.tracker.peek(cpu.number, nip), self.machine.tick
         registers = cpu.registers()
         return {
             "cpu": cpu.number,
@@ -357,7 +367,7 @@ class Run:
             "ticks": cpu.retired,
             "stage": stage,
             "stage_letter": STAGE_BY_ID[stage].letter,
-            "stage_since": self.tracker.cpus[cpu.number].since,
+            "stage_since": since,
             "symbol": symbol,
             "lr_symbol": self.names.name_at(registers.lr) if registers.lr else "",
             "registers": {name: hex64(value) for name, value in registers.named().items()},

@@ -19,7 +19,7 @@ from typing import Final
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID, STAGES
 from emulator.images import KernelImage
 from emulator.machine import Range
-from emulator.native import RANGE_CLASS_SHIFT, RANGE_STOP
+from emulator.native import EA_MASK, RANGE_CLASS_SHIFT, RANGE_STOP
 from emulator.placement import Placement
 
 MILESTONES: Final = ("early_setup", "start_kernel", "joins")
@@ -264,6 +264,14 @@ class StageTracker:
         elif row.region != "purgatory" or at.base != "digest":
             at.base = row.stage
         return at.base
+
+    def peek(self, cpu: int, nip: int) -> str:
+        """The stage that a CPU is in once it goes on at `nip`."""
+        ea = nip & EA_MASK
+        row = next((row for row in self.rows if row.lo <= ea < row.hi), None)
+        if row is not None and row.stage == UNTIL:
+            return self.cpus[cpu].stage
+        return self._stage_of(row, cpu, replace(self.cpus[cpu]))
 
     def called(self, cpu: int) -> None:
         """A CPU has called the hypervisor, which a kernel does once it knows where it runs."""

@@ -47,9 +47,9 @@ def site(tmp_path: Path) -> Iterator[Site]:
     cancelled: list[str] = []
 
     def query(run_id: str, question: dict[str, Any]) -> dict[str, Any]:
-        if question["tick"] == 666:
+        if question.get("tick") == 666:
             raise SessionError("the session died", hint="Try again.")
-        return fabricated.state(question["tick"])
+        return fabricated.answer(question)
 
     config = {
         "DATA_DIR": tmp_path, "QUERY": query, "ENQUEUE": enqueued.append,
@@ -221,7 +221,10 @@ def test_moment_shows_cpus_registers_memory_and_flag(site: Site) -> None:
         "__run_at_load = 1", "= the cursor", "I&#39;m in purgatory", "nothing more until tick",
     ):  # fmt: skip
         assert words in page, words
-    assert "<mark>0000000002000001</mark>" in page  # r4 differs from the tick before
+    assert "flag 200005c: &#34;run0&#34; -&gt; 1" in page  # what the last instruction did
+    assert 'class="seg cell sP now fl"' in page  # and its cell in the lens
+    after = site.client.get(f"/t/{run_id}/{fabricated.FLAG_TICK + 2}/").text
+    assert "<mark>r7 0 -> 1</mark>" in after
     assert f"/t/{run_id}/{fabricated.FLAG_TICK - 1}/" in page
     assert f"/t/{run_id}/{fabricated.FLAG_TICK + 1}/" in page
 
@@ -260,9 +263,10 @@ def test_text_is_ascii_of_75_columns(site: Site, what: str) -> None:
 
 def test_finished_pages_may_be_kept_for_ever(site: Site) -> None:
     run_id, _ = site.add()
-    for path in (f"/t/{run_id}/", f"/t/{run_id}/5/", f"/t/{run_id}/5.json"):
+    kept = {f"/t/{run_id}/": "max-age=60", f"/t/{run_id}/5/": "immutable"}
+    for path, words in {**kept, f"/t/{run_id}/5.json": "immutable"}.items():
         answer = site.client.get(path)
-        assert "immutable" in answer.headers["Cache-Control"]
+        assert words in answer.headers["Cache-Control"]
         again = site.client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
         assert (again.status_code, again.data) == (304, b"")
 
