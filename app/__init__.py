@@ -40,7 +40,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import at, comparisons, errors, guide, render, runs, uploads
+    from app import at, checks, comparisons, errors, guide, render, runs, stories, uploads
     from app.asking import Answers
     from app.compress import Gzip
     from app.index import Index
@@ -72,6 +72,8 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(at.blueprint)
     app.register_blueprint(comparisons.blueprint)
     app.register_blueprint(guide.blueprint)
+    app.register_blueprint(checks.blueprint)
+    app.register_blueprint(stories.blueprint)
     app.before_request(_check_origin)
     app.after_request(_secure)
     app.wsgi_app = Gzip(app.wsgi_app)  # type: ignore[method-assign]

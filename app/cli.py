@@ -23,10 +23,13 @@ from typing import Any
 
 import click
 
+from app.exploring import Explored, explore_trace, record_races
 from app.sessions import Outcome, PoolLimits, SessionPool
-from app.text import event_lines, fit, moment_lines
+from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
+from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.explanation import Sentence, explain
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
@@ -104,6 +107,7 @@ def _print_json(document: Any) -> None:
 @click.option("--boot-cpu", type=click.IntRange(0, 15), default=0, show_default=True)
 @click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
 @click.option("--base", type=Size(), help="Load address of the kernel.")
+@click.option("--signature", is_flag=True, help="r6 = 0xfeed1234, as 2.6.28-rc1 after a crash.")
 @click.option(
     "--corrupt",
     metavar="ADDR",
@@ -112,6 +116,7 @@ def _print_json(document: Any) -> None:
 )
 @click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
+@click.option("--schedule", default="", help="One that check --schedules names.")
 @click.option("--until", help="Stop at this symbol or tick.")
 @click.option("--limit", type=click.IntRange(1), help="Ticks after which the run ends.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Trace.")
@@ -152,7 +157,9 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
         "base_addr": options["base"],
         "checks": not options["no_checks"],
         "debug": options["debug"],
+        "signature": options["signature"],
         "seed": options["seed"],
+        "schedule": options["schedule"],
         "until": options["until"],
     }
     if options["corrupt"] is not None:
@@ -347,6 +354,48 @@ def show_verdict(trace: Path, as_json: bool) -> None:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+
+
+@main.command("check")
+@_trace_argument
+@click.option("--schedules", type=click.IntRange(0, 10_000), help="Try N seeds, and adversaries.")
+@_json_option
+@click.pass_context
+def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: bool) -> None:
+    """Judge the rules of the hand-off on TRACE; exit status 1 when one fails."""
+    with TraceReader(trace) as reader:
+        report = check_trace(reader)
+    with SessionPool(_LIMITS, keep_spare=False) as pool:
+        why = () if as_json else _why(pool, trace, report)
+        found = None if schedules is None else _explored(pool, trace, schedules)
+    if as_json:
+        document = report.document()
+        if found is not None:
+            document["schedules"] = schedule_document(found)
+        _print_json(document)
+    else:
+        lines = check_lines(report, why, found)
+        _print(part for line in lines for part in fit(line, indent=10))
+    ctx.exit(1 if report.failed or (found is not None and found.races) else 0)
+
+
+def _why(pool: SessionPool, trace: Path, report: Report) -> tuple[Sentence, ...]:
+    """Ask the replayed run for the deciding branches; the rules stand without them."""
+    try:
+        return explain(report.seen, lambda query: pool.query("run", trace, query))
+    except (BootflowError, KeyError, TypeError, ValueError, StopIteration) as exc:
+        click.echo(f"bootflow: no explanation: {exc}", err=True)
+        return ()
+
+
+def _explored(pool: SessionPool, trace: Path, seeds: int) -> Explored:
+    """Explore the schedules, and record those that fail beside the trace."""
+
+    def show(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{done} of {of} schedules ", err=True, nl=done == of)
+
+    return record_races(pool, trace, explore_trace(trace, seeds, show))
 
 
 @main.command("verify")

@@ -81,6 +81,12 @@ ADDRESSES = (
     Address("/t/<id1>..<id2>/", "two runs aligned by stage", ".txt .json"),
     Address("/compare?a=&b=", "redirects to the comparison of two ids or links"),
     Address("/t/<id>/check/", "the rules of a hand-off, each passed or failed", ".txt .json"),
+    Address(
+        "/t/<id>/story/",
+        "notes pinned to ticks; POST token, tick, text: one more",
+        "/t/<id>/story.txt",
+    ),
+    Address("/t/<id>/story/<number>/", "one note with its moment; ?play=1 goes on by itself"),
     Address("/t/<id>/cancel", "POST: stop a run that goes on"),
     Address("/t/<id>/edit", "POST token, title, note, message_id, listed: what the owner says"),
     Address("/t/<id>/delete", "POST token: delete the files"),

@@ -18,6 +18,7 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    BigInteger,
     Boolean,
     Engine,
     String,
@@ -30,9 +31,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from emulator.errors import BootflowError
+from emulator.errors import BootflowError, LimitError
 
 RUN_ID = re.compile(r"[a-z2-7]{26}\Z")
+MAX_NOTES = 100
 UNFINISHED = ("queued", "running", "verifying")
 INDEX_NAME = "index.sqlite"
 
@@ -100,6 +102,17 @@ class Run(Base):
     def ended(self) -> bool:
         """Nothing about this run will change any more."""
         return self.status not in UNFINISHED
+
+
+class Note(Base):
+    """A text that the owner of a run pinned to one of its ticks."""
+
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True, comment="order of writing")
+    run_id: Mapped[str] = mapped_column(String(26), index=True, comment="the run's id")
+    tick: Mapped[int] = mapped_column(BigInteger, comment="the moment that it speaks of")
+    text: Mapped[str] = mapped_column(String(1000), comment="printable text of one paragraph")
 
 
 def new_id() -> str:
@@ -256,9 +269,34 @@ class Index:
                 hint="The token was printed once, in the answer to the upload.",
             )
 
+    def notes(self, run_id: str) -> list[Note]:
+        """Return what was pinned to a run, by tick."""
+        query = select(Note).where(Note.run_id == run_id).order_by(Note.tick, Note.id)
+        with self._session() as session:
+            return list(session.scalars(query))
+
+    def pin(self, run_id: str, tick: int, text: str) -> None:
+        """Pin a note to a tick; an empty text takes away what is there.
+
+        Raises:
+            LimitError: the run has as many as one may have.
+        """
+        with self._session() as session:
+            mine = list(session.scalars(select(Note).where(Note.run_id == run_id)))
+            for note in mine:
+                if note.tick == tick:
+                    session.delete(note)
+            if text:
+                if len(mine) >= MAX_NOTES:
+                    raise LimitError(f"{MAX_NOTES} notes are pinned to this run, as many as may be")
+                session.add(Note(run_id=run_id, tick=tick, text=text))
+            session.commit()
+
     def delete(self, run_id: str) -> None:
         """Delete files; the row stays as a tombstone with title, hashes and verdict."""
         self.set_status(run_id, "deleted")
+        for note in self.notes(run_id):
+            self.pin(run_id, note.tick, "")
         for role in ("kernel", "purgatory", "dtb", "initrd", "trace", "again"):
             upload_path(self.data_dir, run_id, role).unlink(missing_ok=True)
         path = trace_path(self.data_dir, run_id)

@@ -28,6 +28,7 @@ from emulator.errors import (
     TraceError,
 )
 from emulator.records import clean_text
+from emulator.revision import check_engine
 from emulator.trace import ImageFile, TraceReader, TraceWriter
 
 __all__ = ["Outcome", "PoolLimits", "SessionPool", "query"]
@@ -360,6 +361,7 @@ class SessionPool:
     def _replay(self, key: str, path: Path) -> _Live:
         """Start a session that runs a recorded trace again."""
         with TraceReader(path) as trace:
+            check_engine(trace.placement.get("engine"))
             spec, checkpoints = trace.spec, trace.checkpoints()
             infos, data = trace.image_infos(), trace.images()
             job = {

@@ -7,10 +7,13 @@ mail as it is. Pure: documents in, lines out. The web's text twins are templates
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from app.exploring import Explored
 from app.panels import code_lines, register_block
+from emulator.check import Report
+from emulator.explanation import Sentence
 from emulator.handoff import STAGE_BY_ID
 from emulator.trace import Event
 
@@ -105,3 +108,35 @@ def _what(event: Event) -> str:
     arrow = "->" if event.kind == "flag-read" else "<-"
     value = f"0x{int(event.value, 16):0{2 * (event.size or 1)}x}"
     return f"{at} {arrow} {value} {event.text}"
+
+
+def check_lines(report: Report, why: Sequence[Sentence], found: Explored | None) -> Iterator[str]:
+    """Yield the text of a check: outcome, why, schedules, then a block a rule."""
+    lines = report.lines()
+    yield from lines[:3]
+    for sentence in why:
+        yield f"why:      {sentence.text}"
+    if found is not None:
+        races = len(found.races)
+        yield f"schedules: {found.tried} tried, {races or 'no'} race{'s' * (races != 1)} found"
+        for race in found.races:
+            yield f"race:     {', '.join(race.rules)} fail when {race.in_words}"
+            yield f"          schedule {race.schedule}"
+            yield f"          trace {race.trace}"
+    yield from lines[3:]
+
+
+def schedule_document(found: Explored) -> Json:
+    """Return what exploring the schedules came to, as JSON."""
+    return {
+        "tried": found.tried,
+        "races": [
+            {
+                "rules": list(race.rules),
+                "schedule": race.schedule,
+                "text": race.in_words,
+                "trace": str(race.trace),
+            }
+            for race in found.races
+        ],
+    }

@@ -252,6 +252,7 @@ def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, An
         "base_addr": parse_size(base, "base") if base else None,
         "checks": not _ticked(form, "no-checks"),
         "debug": _ticked(form, "debug"),
+        "signature": mode == "load-panic" and _ticked(form, "signature"),
         "seed": _integer(form, "seed", 0),
         "until": _until(form),
     }

@@ -25,6 +25,7 @@ from emulator.errors import (
 )
 from emulator.recorder import RunSpec
 from emulator.records import Json, canonical_json, clean_text
+from emulator.revision import check_engine
 from emulator.trace import ImageFile, TraceReader
 
 TABLES: Final = ("slice", "event", "console", "checkpoint")
@@ -146,13 +147,14 @@ def verify(
         on_tick: called with the tick that the run has come to, and the last one of the trace.
 
     Raises:
-        TraceError: the file is no trace, damaged, of another version, or still being written.
+        TraceError: the file is no trace, damaged, of another version or engine, or still written.
         SessionError: the run again was cut short.
     """
     with TraceReader(path) as trace:
         status = trace.status
         if status == "running":
             raise TraceError(f"{path}: still being recorded", hint="Verify it when it has ended.")
+        check_engine(trace.placement.get("engine"))
         limits = limits or SpecLimits()
         spec = trace.spec
         check_spec(spec, limits)

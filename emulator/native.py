@@ -251,19 +251,27 @@ def _is_stale(s: Any, ea: int, size: int) -> bool:
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
-    """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit."""
+    """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit.
+
+    A range is entered when NIP stands at it, run or not: at a tick there is one state.
+    """
     s = carray(user, (STATE_SLOTS,), np.int64)
     tick = s[TICK] + (s[BLOCK_BYTES] >> 2)
     s[TICK] = tick
     s[BLOCK_PC] = address
     s[BLOCK_BYTES] = np.int64(size)
+    ea = address & EA_MASK
+    if (ea < s[RANGE_LO] or ea >= s[RANGE_HI]) and _enter_range(s, tick, address, ea):
+        s[WATCH_WRITTEN] |= np.int64(STOPPED_AT_RANGE)
+        s[STOPPED] = 1
+        _call_stop(s[EMU_STOP], uc)
+        return
     if tick + (np.int64(size) >> 2) > s[LIMIT] or s[LOG_COUNT] >= LOG_STOP_AT:
         s[STOPPED] = 1
         _call_stop(s[EMU_STOP], uc)
         return
     if tick >= s[TRAIL_NEXT]:
         _leave_trail(s, tick, address)
-    ea = address & EA_MASK
     if s[OPENED_COUNT] and _is_stale(s, ea, np.int64(size)):
         s[WATCH_WRITTEN] |= np.int64(CODE_WRITTEN)
         s[STOPPED] = 1
@@ -271,11 +279,6 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
         return
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
-    outside = ea < s[RANGE_LO] or ea >= s[RANGE_HI]
-    if outside and _enter_range(s, tick, address, ea):
-        s[WATCH_WRITTEN] |= np.int64(STOPPED_AT_RANGE)
-        s[STOPPED] = 1
-        _call_stop(s[EMU_STOP], uc)
 
 
 @njit(cache=True)

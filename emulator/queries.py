@@ -54,6 +54,11 @@ class Path:
         self.run, self.census = run, census
         self._slices = list(slices)
 
+    @property
+    def next_cpu(self) -> int | None:
+        """The CPU whose instruction comes next, if the slices tell."""
+        return self._slices[0][0] if self._slices else None
+
     def segments(self, until_tick: int) -> Iterator[tuple[int, int]]:
         """(cpu, last tick) of each piece up to a tick; the caller runs each before the next."""
         while self._slices and self.run.machine.tick < until_tick:
@@ -88,7 +93,7 @@ class Query:
 
 def _state(path: Path, query: Record) -> Record:
     path.goto(query["tick"])
-    return path.run.state()
+    return path.run.state(path.next_cpu)
 
 
 # --- window: instructions around a tick -----------------------------------------------------------

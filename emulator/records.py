@@ -198,6 +198,76 @@ RECORDS: dict[str, tuple[Field, ...]] = {
 }
 
 
+MAX_FACT_ROWS = {"entry": 128, "access": 512, "changed": 64, "stray": 32}
+
+# The rows of the document "facts": what ran at the places that the rules speak of (`facts.py`).
+FACTS: dict[str, tuple[Field, ...]] = {
+    "entry": (
+        Field("tick", _TICK),
+        Field("cpu", _CPU),
+        Field("place", _one_of(("purgatory", "kernel", "kernel-at-0", "low"))),
+        *(Field(name, _hex64) for name in ("nip", "msr", "r3", "r4", "r5", "r6", "r7")),
+        Field("text", _text(512)),
+    ),
+    "access": (
+        Field("tick", _TICK),
+        Field("cpu", _CPU),
+        Field("write", _flag),
+        Field("at", _number(0, 0xFF)),
+        Field("size", _number(1, 16)),
+        Field("value", _hex64),
+        Field("old", _hex_any),
+        Field("nip", _hex64),
+        Field("stage", _word),
+        Field("symbol", _text(256)),
+        Field("le", _flag),
+    ),
+    "changed": (
+        Field("tick", _TICK),
+        Field("cpu", _CPU),
+        Field("at", _number(0, 0xFF)),
+        Field("now", _hex_any),
+        Field("was", _hex_any),
+        Field("nip", _hex64),
+        Field("symbol", _text(256)),
+        Field("text", _text(64)),
+        Field("was_text", _text(64)),
+    ),
+    "stray": (
+        Field("segment", _text(32)),
+        Field("addr", _hex64),
+        Field("at", _number(0, 1 << 40)),
+        Field("size", _number(1, 1 << 40)),
+        Field("old", _hex_any),
+        Field("now", _hex_any),
+    ),
+}
+
+
+def check_facts(document: Mapping[str, Any]) -> Json:
+    """Return the document "facts" with every field of every row checked; unknown keys go.
+
+    Raises:
+        TraceCorruptError: a table is missing or too long, or a field is not what `FACTS` says.
+    """
+    checked: Json = {}
+    for table, fields in FACTS.items():
+        rows = document.get(table)
+        if not isinstance(rows, list) or len(rows) > MAX_FACT_ROWS[table]:
+            raise TraceCorruptError(f"facts: {table!r} is no list of {MAX_FACT_ROWS[table]} rows")
+        checked[table] = [_check_fact(table, fields, row) for row in rows]
+    return checked
+
+
+def _check_fact(table: str, fields: tuple[Field, ...], row: Any) -> Json:
+    if not isinstance(row, dict):
+        raise TraceCorruptError(f"facts: a row of {table!r} that is no object")
+    try:
+        return {field.name: field.check(row.get(field.name)) for field in fields}
+    except _Bad as exc:
+        raise TraceCorruptError(f"facts: a row of {table!r}: {exc}") from exc
+
+
 def check_fields(kind: str, record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the fields of `record` in the order of the table, each checked.
 

@@ -16,7 +16,14 @@ from urllib.parse import quote
 import zstandard
 
 from emulator.errors import TraceCorruptError, TraceError, TraceVersionError
-from emulator.records import Json, check_fields, check_row, clean_text, parse_document
+from emulator.records import (
+    Json,
+    check_facts,
+    check_fields,
+    check_row,
+    clean_text,
+    parse_document,
+)
 from emulator.trace_schema import (
     APPLICATION_ID,
     DOCUMENTS,
@@ -173,6 +180,12 @@ class TraceReader:
     def placement(self) -> Json:
         """Where the loader put things; empty until the session has placed them."""
         return self._document("placement")
+
+    @property
+    def facts(self) -> Json | None:
+        """What ran where the rules look (`facts.Facts`); None until the run has ended."""
+        document = self._document("facts")
+        return check_facts(document) if document else None
 
     @property
     def end(self) -> Json | None:
@@ -338,4 +351,4 @@ class TraceReader:
         for checkpoint in self.checkpoints():
             digest.add("checkpoint", checkpoint)
         images = {role: info.sha256 for role, info in self.image_infos().items()}
-        return digest.hexdigest(self.spec, images, self.placement, self.end or {})
+        return digest.hexdigest(self.spec, images, self.placement, self.end or {}, self.facts)

@@ -11,6 +11,8 @@ import socket
 import time
 from typing import Any
 
+from emulator.revision import ENGINE_REVISION
+
 
 def _send(control: socket.socket, record: dict[str, Any]) -> None:
     control.sendall(json.dumps(record).encode())
@@ -23,7 +25,7 @@ def serve(job: dict[str, Any], images: dict[str, bytes], control: socket.socket)
     _misbehave(spec.get("fault"), control)
     names = {role: hashlib.sha256(data).hexdigest() for role, data in images.items()}
     debug = ["kernel is 2000000", "dt_offset is 1000"]
-    _send(control, {"t": "placement", "images": names, "debug": debug})
+    _send(control, {"t": "placement", "engine": ENGINE_REVISION, "images": names, "debug": debug})
     ticks = spec.get("ticks", 1000)
     for tick in range(0, ticks, 100):
         _send(
