@@ -35,7 +35,7 @@
 
   function step(by) {
     const field = find("#tick");
-    if (!field || !field.dataset.last) return;
+    if (!field || !field.dataset.last) { press(by < 0 ? "h" : "l"); return; }
     const here = goal === null ? Number(field.value) : goal;
     goal = Math.min(Math.max(here + by, 0), Number(field.dataset.last));
     if (!busy) pursue();

@@ -239,7 +239,8 @@ def test_help_names_every_address(app: Flask) -> None:
         if rule.endpoint in ("static", "guide.icon") or "<form>" in rule.rule:
             continue
         short = rule.rule.replace("<run_id>", "<id>").replace("<int:tick>", "<tick>")
-        short = short.replace("<run_a>..<run_b>", "<id1>..<id2>").replace("<int:number>", "<n>")
+        short = short.replace("<int:number>", "<number>")
+        short = short.replace("<run_a>..<run_b>", "<id1>..<id2>")
         assert short in named, rule.rule
 
 
