@@ -149,9 +149,9 @@ def lane_spans(
     while len(placed) > limit or (minimum == 1.0 and placed):
         kept: list[tuple[Span, float, float]] = []
         for span, left, right in placed:
-            if kept and right - left < minimum:
-                before, before_left, _ = kept.pop()
-                kept.append((merge(before, span), before_left, right))
+            before, before_left, before_right = kept[-1] if kept else (span, left, right)
+            if kept and right - left < minimum and before_right - before_left < minimum:
+                kept[-1] = (merge(before, span), before_left, right)
             else:
                 kept.append((span, left, right))
         placed, minimum = kept, minimum * 2

@@ -11,22 +11,28 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
+from app.exploring import Explored, explore_trace, record_races
 from app.sessions import Outcome, PoolLimits, SessionPool
-from app.text import event_lines, fit, moment_lines
+from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
-from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.check import Report, check_trace
+from emulator.errors import BootflowError, LimitError, SessionError, TraceError, size_words
+from emulator.explanation import Sentence, explain
+from emulator.options import no_such_cpu
+from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
@@ -64,6 +70,10 @@ class Main(click.Group):
         except BootflowError as exc:
             _complain(exc)
             ctx.exit(2)
+        except BrokenPipeError:
+            # Who reads has enough (`| head`): nothing more can be said, not at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(128 + signal.SIGPIPE)
 
 
 def _complain(exc: BootflowError) -> None:
@@ -104,6 +114,7 @@ def _print_json(document: Any) -> None:
 @click.option("--boot-cpu", type=click.IntRange(0, 15), default=0, show_default=True)
 @click.option("--mem", type=Size(), default="1G", show_default=True, help="RAM of the machine.")
 @click.option("--base", type=Size(), help="Load address of the kernel.")
+@click.option("--signature", is_flag=True, help="r6 = 0xfeed1234, as 2.6.28-rc1 after a crash.")
 @click.option(
     "--corrupt",
     metavar="ADDR",
@@ -112,6 +123,7 @@ def _print_json(document: Any) -> None:
 )
 @click.option("--quantum", type=click.IntRange(1), help="Instructions a slice.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the schedule.")
+@click.option("--schedule", default="", help="One that check --schedules names.")
 @click.option("--until", help="Stop at this symbol or tick.")
 @click.option("--limit", type=click.IntRange(1), help="Ticks after which the run ends.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="Trace.")
@@ -152,7 +164,9 @@ def _spec(options: dict[str, Any]) -> dict[str, Any]:
         "base_addr": options["base"],
         "checks": not options["no_checks"],
         "debug": options["debug"],
+        "signature": options["signature"],
         "seed": options["seed"],
+        "schedule": options["schedule"],
         "until": options["until"],
     }
     if options["corrupt"] is not None:
@@ -181,7 +195,7 @@ def _free_name(kernel: Path) -> Path:
 def _image(role: str, path: Path) -> ImageFile:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise LimitError(f"{path}: {size} bytes; {MAX_FILE_BYTES} are possible")
+        raise LimitError(f"{path}: {size} bytes; {size_words(MAX_FILE_BYTES)} are possible")
     try:
         return ImageFile(role, path.name, path.read_bytes())
     except OSError as exc:
@@ -263,12 +277,13 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
     with TraceReader(trace) as reader:
         last = reader.last_tick
         if cpu is not None and cpu >= int(reader.spec.get("cpus", 1)):
-            raise TraceError(f"{trace}: no CPU {cpu}", hint="CPUs are counted from 0.")
+            message = no_such_cpu(cpu, int(reader.spec.get("cpus", 1)))
+            raise TraceError(f"{trace}: {message}", hint="CPUs are counted from 0.")
     if tick is not None and tick > last:
         raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         question = {"q": "state", "tick": last if tick is None else tick}
-        state = pool.query("run", trace, question)
+        state = check_answer("state", pool.query("run", trace, question))
     try:
         if as_json:
             _print_json(_state_document(state, cpu))
@@ -301,8 +316,7 @@ def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
 @_json_option
 def events(trace: Path, kind: str | None, as_json: bool) -> None:
     """List the events of TRACE."""
-    with TraceReader(trace) as reader:
-        found = reader.events(kind)
+    with TraceReader(trace) as reader, closing(reader.events(kind)) as found:
         if as_json:
             _print_json([event._asdict() for event in found])
         else:
@@ -347,6 +361,48 @@ def show_verdict(trace: Path, as_json: bool) -> None:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+
+
+@main.command("check")
+@_trace_argument
+@click.option("--schedules", type=click.IntRange(0, 10_000), help="Try N seeds, and adversaries.")
+@_json_option
+@click.pass_context
+def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: bool) -> None:
+    """Judge the rules of the hand-off on TRACE; exit status 1 when one fails."""
+    with TraceReader(trace) as reader:
+        report = check_trace(reader)
+    with SessionPool(_LIMITS, keep_spare=False) as pool:
+        why = () if as_json else _why(pool, trace, report)
+        found = None if schedules is None else _explored(pool, trace, schedules)
+    if as_json:
+        document = report.document()
+        if found is not None:
+            document["schedules"] = schedule_document(found)
+        _print_json(document)
+    else:
+        lines = check_lines(report, why, found)
+        _print(part for line in lines for part in fit(line, indent=10))
+    ctx.exit(1 if report.failed or (found is not None and found.races) else 0)
+
+
+def _why(pool: SessionPool, trace: Path, report: Report) -> tuple[Sentence, ...]:
+    """Ask the replayed run for the deciding branches; the rules stand without them."""
+    try:
+        return explain(report.seen, lambda query: pool.query("run", trace, query))
+    except (BootflowError, KeyError, TypeError, ValueError, StopIteration) as exc:
+        click.echo(f"bootflow: no explanation: {exc}", err=True)
+        return ()
+
+
+def _explored(pool: SessionPool, trace: Path, seeds: int) -> Explored:
+    """Explore the schedules, and record those that fail beside the trace."""
+
+    def show(done: int, of: int) -> None:
+        if sys.stderr.isatty():
+            click.echo(f"\r{done} of {of} schedules ", err=True, nl=done == of)
+
+    return record_races(pool, trace, explore_trace(trace, seeds, show))
 
 
 @main.command("verify")
@@ -403,7 +459,12 @@ def fetch_debian(as_json: bool) -> None:
     help="Where the index, the uploads and the traces lie.",
 )
 @click.option("--samples", is_flag=True, help="Record the sample runs if they are not there.")
-def serve(host: str, port: int, data: Path, samples: bool) -> None:
+@click.option(
+    "--public-url",
+    default="",
+    help="Address that readers use, if it is not the one served at: https://boot.example/",
+)
+def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> None:
     """Serve the web page, with its worker, until interrupted."""
     import waitress
 
@@ -412,7 +473,8 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
     os.umask(0o077)  # what users upload is nobody else's on this machine
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
-    application = create_app({"DATA_DIR": data})
+    named = {"PUBLIC_URL": public_url, "HOSTS": _own_hosts(host)}
+    application = create_app({"DATA_DIR": data, **named})
     try:
         server = waitress.create_server(
             application,
@@ -431,6 +493,17 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
         bound = getattr(server, "effective_port", port)
         click.echo(f"http://{host}:{bound}/")
         server.run()  # returns on KeyboardInterrupt
+
+
+def _own_hosts(bound: str) -> tuple[str, ...]:
+    """Return under which names a server bound to an address is asked for."""
+    if bound not in ("0.0.0.0", "::", "*", ""):  # noqa: S104
+        return (f"[{bound}]" if ":" in bound else bound,)
+    names = {socket.gethostname(), socket.getfqdn()}
+    with suppress(OSError):
+        for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None):
+            names.add(f"[{address[0]}]" if ":" in str(address[0]) else str(address[0]))
+    return tuple(sorted(names))
 
 
 def _queue_samples(data: Path) -> None:

@@ -6,14 +6,17 @@ Where a tick lies is `axis.py`'s. The number of shapes is bounded, whatever the 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from heapq import heappop, heappush
+from itertools import pairwise
 
-from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, cut, lane_spans, merge
+from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
+from app.canvas import CHAR_PX, Canvas, Drawing
+from app.lens import Cell, FlagValue, lens
 
 MAX_SHAPES = 2000
 MINI_WEIGHT = 7.0
-CHAR_PX = 6.7
 MARK_PX = 4.0
 
 
@@ -52,35 +55,6 @@ class Scene:
     href: str = ""
 
 
-@dataclass(frozen=True)
-class Shape:
-    """One SVG element: kind is rect, text, path (d) or circle (w is its radius)."""
-
-    kind: str
-    css: str
-    x: float = 0.0
-    y: float = 0.0
-    w: float = 0.0
-    h: float = 0.0
-    text: str = ""
-    href: str = ""
-    d: str = ""
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """A finished drawing: what the SVG template writes down."""
-
-    width: int
-    height: int
-    css: str
-    title: str
-    description: str
-    shapes: tuple[Shape, ...]
-    axis: tuple[tuple[float, int], ...] = ()
-    """(x, tick) of the corners of the axis, so that a click anywhere finds its tick."""
-
-
 def turns(scene: Scene) -> list[int]:
     """Return the ticks at which the first of the other CPUs comes into each of its stages."""
     first: dict[str, int] = {}
@@ -114,47 +88,16 @@ def short(ticks: int) -> str:
     return f"{ticks // 1000} k"
 
 
-@dataclass
-class _Canvas:
-    """Collects shapes; knows the plot's edges and which label ends where."""
-
-    x0: float
-    x1: float
-    narrow: bool
-    shapes: list[Shape] = field(default_factory=list)
-
-    def rect(
-        self, x: float, y: float, w: float, h: float, css: str, text: str = "", href: str = ""
-    ) -> None:
-        self.shapes.append(
-            Shape("rect", css, round(x, 1), round(y, 1), round(max(w, 0.6), 1), h, text, href)
-        )
-
-    def text(self, x: float, y: float, css: str, text: str) -> None:
-        self.shapes.append(Shape("text", css, round(x, 1), round(y, 1), text=text))
-
-    def path(self, d: str, css: str, text: str = "") -> None:
-        self.shapes.append(Shape("path", css, text=text, d=d))
-
-    def line(self, xa: float, ya: float, xb: float, yb: float, css: str) -> None:
-        self.path(f"M{xa:.1f} {ya:.1f}L{xb:.1f} {yb:.1f}", css)
-
-    def disc(self, x: float, y: float, r: float, css: str, text: str = "") -> None:
-        self.shapes.append(Shape("circle", css, round(x, 1), round(y, 1), r, text=text))
-
-    def name(self, y: float, text: str, css: str = "e") -> None:
-        """Write a lane's name left of the plot."""
-        self.text(self.x0 - (5 if self.narrow else 10), y, css, text)
-
-
 def timeline(
     scene: Scene,
     *,
     width: int,
     cursor: int | None = None,
     window: tuple[int, int] | None = None,
-    cells: Sequence[tuple[int, int, str]] = (),
+    cells: Sequence[Cell] = (),
     unfold: bool = False,
+    keep: str = "",
+    spans: Mapping[int, Sequence[Span]] | None = None,
 ) -> Drawing:
     """Draw a run, or a window of it.
 
@@ -163,19 +106,29 @@ def timeline(
         width: 1400 for screens, 362 for telephones.
         cursor: the tick a moment page is about.
         window: ticks [lo, hi) to show; the whole run if not given.
-        cells: (tick, cpu, stage letter) of single instructions round the cursor, for the lens.
+        cells: single instructions round the cursor, for the lens.
         unfold: give long loops the room of their logarithm.
+        keep: query string of the links, which keeps what the reader chose.
+        spans: what each CPU did in the window, exactly (its functions); the stages if not given.
     """
     narrow = width < 600
-    canvas = _Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
-    lo, hi = window or (0, max(scene.last_tick, 1))
+    canvas = Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
+    canvas.keep = keep
+    end = max(scene.last_tick, 1)
+    lo, hi = window or (0, end)
     boot = dict(scene.lanes).get(scene.boot_cpu, ())
     parts = cut(boot, turns(scene)) if len(boot) < 1000 else boot
+    whole = axis(parts, 0, end, canvas.x0, canvas.x1)
+    if spans:
+        parts = busiest(spans, lo, hi)
     ax = axis(parts, lo, hi, canvas.x0, canvas.x1, cap=99.0 if unfold else FOLD_WEIGHT)
-    y = _scale_bar(canvas, boot, scene, lo, hi)
+    if (lo, hi) == (0, end):
+        y = _scale_bar(canvas, boot, scene)
+    else:
+        y = _minimap(canvas, whole, ax, lo, hi, cursor)
     y = _ruler(canvas, ax, y)
     top = y
-    y = _lanes(canvas, scene, ax, lo, hi, y)
+    y = _lanes(canvas, scene, ax, lo, hi, y, spans or {})
     y = _low_lane(canvas, scene, ax, lo, hi, y)
     y, flag_y = _flag_lane(canvas, scene, ax, lo, hi, y)
     y = _console_lane(canvas, scene, ax, lo, hi, y)
@@ -186,7 +139,9 @@ def timeline(
     if cursor is not None and lo <= cursor <= hi:
         y = _cursor(canvas, ax, cursor, top - 4, y, flag_y)
         if cells:
-            y = _lens(canvas, scene, ax, cursor, cells, y)
+            values = [FlagValue(0, scene.flag_start, False)] if scene.flag_start else []
+            values += [FlagValue(m.tick, m.value, m.is_set) for m in scene.flag if m.write]
+            y = lens(canvas, cells, cursor, ax.x(cursor), y, values, scene.href, keep)
     what = "a part of the run" if window else "the run"
     title = f"timeline of {what}" + (f", cursor at tick {cursor:,}" if cursor is not None else "")
     return Drawing(
@@ -196,8 +151,39 @@ def timeline(
         title,
         f"{describe(scene)}. The same as a table: events below, or .txt",
         tuple(canvas.shapes[:MAX_SHAPES]),
-        (*((x, s.lo) for x, s in zip(ax.edges, ax.segments, strict=False)), (ax.edges[-1], hi)),
+        _corners(ax, hi),
+        () if (lo, hi) == (0, end) else _corners(whole, end),
     )
+
+
+def _corners(ax: Axis, hi: int) -> tuple[tuple[float, int], ...]:
+    starts = ((x, span.lo) for x, span in zip(ax.edges, ax.segments, strict=False))
+    return (*starts, (ax.edges[-1], hi))
+
+
+def busiest(spans: Mapping[int, Sequence[Span]], lo: int, hi: int) -> list[Span]:
+    """Return who ran when: the spans of all CPUs on one line, without gaps or overlaps.
+
+    Exactly one CPU retires each tick, so the axis of a window is cut where the functions of any CPU
+    begin or end; where several claim a tick, it is that of the one that began last.
+    """
+    rows = sorted(clip([s for row in spans.values() for s in row], lo, hi), key=lambda s: s.lo)
+    cuts = sorted({lo, hi, *(s.lo for s in rows), *(s.hi for s in rows)}) if rows else []
+    out: list[Span] = []
+    live: list[tuple[int, int, int]] = []
+    first = 0
+    for left, right in pairwise(cuts):
+        while first < len(rows) and rows[first].lo <= left:
+            heappush(live, (-rows[first].lo, rows[first].hi, first))
+            first += 1
+        while live and live[0][1] <= left:
+            heappop(live)
+        top = rows[live[0][2]] if live else Span(left, right, "", "")
+        if out and (out[-1].name, out[-1].letter) == (top.name, top.letter):
+            out[-1] = replace(out[-1], hi=right)
+        else:
+            out.append(replace(top, lo=left, hi=right))
+    return out
 
 
 def describe(scene: Scene) -> str:
@@ -214,7 +200,7 @@ def describe(scene: Scene) -> str:
 
 def mini(scene: Scene, width: int = 330) -> Drawing:
     """Draw a run for a row of the gallery: boot CPU, the secondaries as one band, the flag."""
-    canvas = _Canvas(0.0, float(width), narrow=True)
+    canvas = Canvas(0.0, float(width), narrow=True)
     hi = max(scene.last_tick, 1)
     boot = dict(scene.lanes).get(scene.boot_cpu, ())
     ax = axis(boot, 0, hi, 0.0, float(width), cap=MINI_WEIGHT)
@@ -236,8 +222,8 @@ def mini(scene: Scene, width: int = 330) -> Drawing:
     return Drawing(width, 34, "tl mini", words, describe(scene), tuple(canvas.shapes[:200]))
 
 
-def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi: int) -> float:
-    """Draw the run in true scale, which says what the folds hide; mark the window in it."""
+def _scale_bar(canvas: Canvas, boot: Sequence[Span], scene: Scene) -> float:
+    """Draw the run in true scale, which says what the folds hide."""
     if canvas.narrow:
         return 2.0
     canvas.name(10, "true scale", "e m")
@@ -260,13 +246,28 @@ def _scale_bar(canvas: _Canvas, boot: Sequence[Span], scene: Scene, lo: int, hi:
         half = len(words) * 6.1 / 2
         middle = min(max(middle, canvas.x0 + half), canvas.x1 - half)
         canvas.text(middle, 10.3, "c s", words)
-    if (lo, hi) != (0, total):
-        left, right = canvas.x0 + lo / total * wide, canvas.x0 + hi / total * wide
-        canvas.rect(left - 1, 0.5, right - left + 2, 13, "win", "the part shown below")
     return 18.0
 
 
-def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
+def _minimap(canvas: Canvas, whole: Axis, ax: Axis, lo: int, hi: int, cursor: int | None) -> float:
+    """Draw the whole run small, with a frame round the part that is shown below."""
+    canvas.name(11, "all" if canvas.narrow else "whole run", "e m")
+    for span, left, right in blocks(whole):
+        canvas.rect(left, 2, right - left, 12, f"s{span.letter}", f"{span.letter} {span.name}")
+        if right - left > 9:
+            canvas.text((left + right) / 2, 11.5, "c s", span.letter)
+    left, right = whole.x(lo), whole.x(hi)
+    if cursor is not None:
+        canvas.line(whole.x(cursor), 0, whole.x(cursor), 16, "cur")
+    if right - left < 5:
+        middle = (left + right) / 2
+        left, right = middle - 2.5, middle + 2.5
+    canvas.path(f"M{left:.1f} 15L{ax.edges[0]:.1f} 22H{ax.edges[-1]:.1f}L{right:.1f} 15Z", "fan")
+    canvas.rect(left, 0.8, right - left, 14.4, "win", f"ticks {lo:,} - {hi:,} are shown below")
+    return 24.0
+
+
+def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
     if canvas.narrow:
         return y + 13
     canvas.name(y + 12, "stage")
@@ -285,36 +286,55 @@ def _ruler(canvas: _Canvas, ax: Axis, y: float) -> float:
     return y + 30
 
 
-def _lanes(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
-    """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it."""
+def _lanes(
+    canvas: Canvas,
+    scene: Scene,
+    ax: Axis,
+    lo: int,
+    hi: int,
+    y: float,
+    spans: Mapping[int, Sequence[Span]],
+) -> float:
+    """Draw a lane a CPU, the boot CPU first; the letter stands in every block with room for it.
+
+    With spans, a CPU that ran in the window shows its functions over its stages.
+    """
     lanes = sorted(scene.lanes, key=lambda lane: lane[0] != scene.boot_cpu)
     limit = max(8, 300 // max(len(lanes), 1))
-    for cpu, spans in lanes:
+    for cpu, stays in lanes:
+        functions = spans.get(cpu, ())
         boot = cpu == scene.boot_cpu
-        tall = 24.0 if boot else 13.0
+        tall = 24.0 if boot or functions else 13.0
         canvas.name(
             y + tall / 2 + 4, f"{cpu}" if canvas.narrow else f"cpu {cpu}", f"e{' b' * boot}"
         )
-        if boot:
+        if boot and not spans:
             placed = blocks(ax)
         else:
             canvas.line(canvas.x0, y + tall / 2, canvas.x1, y + tall / 2, "hl")
-            placed = lane_spans(spans, ax, lo, hi, limit)
+            placed = [] if functions else lane_spans(stays, ax, lo, hi, limit)
         for span, left, right in placed:
-            if not span.letter:
-                continue
-            _block(canvas, scene, span, left, right, y, tall)
+            if span.letter and not (boot and spans):
+                _block(canvas, scene, span, left, right, y, tall)
+        for span, left, right in lane_spans(functions, ax, lo, hi, 2 * limit):
+            _block(canvas, scene, span, left, right, y, tall, named=True)
         y += tall + 3
     return y + 2
 
 
 def _block(
-    canvas: _Canvas, scene: Scene, span: Span, left: float, right: float, y: float, tall: float
-) -> None:
+    canvas: Canvas, scene: Scene, span: Span, left: float, right: float, y: float, tall: float,
+    *, named: bool = False,
+) -> None:  # fmt: skip
     words = f"{span.letter} {span.name}: ticks {span.lo:,} - {span.hi:,}, {span.ticks:,}"
-    href = f"{scene.href}{span.lo}/" if scene.href else ""
+    href = f"{scene.href}{span.lo}/{canvas.keep}" if scene.href else ""
     canvas.rect(left, y, right - left, tall, f"seg s{span.letter}", words, href)
-    if span.letter == "H":
+    label = f"{span.letter} {span.name}"
+    if named and len(label) * CHAR_PX < right - left - 4:
+        canvas.text(
+            (left + right) / 2, y + tall / 2 + 4, "c ha" if span.letter == "H" else "c", label
+        )
+    elif span.letter == "H":
         canvas.rect(left, y, right - left, tall, "hl")
         if right - left > 9:
             canvas.text(min(left + 34, (left + right) / 2), y + tall / 2 + 4, "c b ha", "H")
@@ -322,7 +342,7 @@ def _block(
         canvas.text((left + right) / 2, y + tall / 2 + 4, "c b", span.letter)
 
 
-def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
+def _low_lane(canvas: Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
     """Draw writes to 0x0-0xff: y is the offset, so that a copy is a diagonal."""
     tall = 34.0
     if canvas.narrow:
@@ -355,7 +375,7 @@ def _low_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: floa
 
 
 def _flag_band(
-    canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float, tall: float
+    canvas: Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float, tall: float
 ) -> None:
     """Draw the flag's value over time: outlined while it is not 1, solid once it is."""
     writes = [m for m in scene.flag if m.write]
@@ -378,7 +398,7 @@ def _flag_band(
 
 
 def _flag_lane(
-    canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float
+    canvas: Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float
 ) -> tuple[float, float]:
     canvas.name(y + 6, "flag", "e f b")
     if not canvas.narrow:
@@ -395,7 +415,7 @@ def _flag_lane(
     return y + 24, y + 6
 
 
-def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
+def _console_lane(canvas: Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: float) -> float:
     canvas.name(y + 9, "con" if canvas.narrow else "console")
     canvas.line(canvas.x0, y + 13, canvas.x1, y + 13, "hl")
     label_end = canvas.x0
@@ -413,7 +433,7 @@ def _console_lane(canvas: _Canvas, scene: Scene, ax: Axis, lo: int, hi: int, y: 
     return y + 17
 
 
-def _tears(canvas: _Canvas, ax: Axis, top: float, bottom: float) -> None:
+def _tears(canvas: Canvas, ax: Axis, top: float, bottom: float) -> None:
     """Draw a zigzag over all lanes at both edges of every fold."""
     for span, left, right in blocks(ax):
         if not span.fold:
@@ -426,7 +446,7 @@ def _tears(canvas: _Canvas, ax: Axis, top: float, bottom: float) -> None:
             canvas.path("".join(points), "ax")
 
 
-def _cursor(canvas: _Canvas, ax: Axis, cursor: int, top: float, y: float, flag_y: float) -> float:
+def _cursor(canvas: Canvas, ax: Axis, cursor: int, top: float, y: float, flag_y: float) -> float:
     x = ax.x(cursor)
     canvas.line(x, top, x, y, "cur")
     words = f"tick {cursor:,}"
@@ -435,46 +455,3 @@ def _cursor(canvas: _Canvas, ax: Axis, cursor: int, top: float, y: float, flag_y
     canvas.rect(middle - half, y, 2 * half, 16, "ink")
     canvas.text(middle, y + 11.8, "c b inv", words)
     return y + 16
-
-
-def _lens(
-    canvas: _Canvas,
-    scene: Scene,
-    ax: Axis,
-    cursor: int,
-    cells: Sequence[tuple[int, int, str]],
-    y: float,
-) -> float:
-    """Draw single instructions round the cursor, each on the lane of the CPU that retired it."""
-    if canvas.narrow:
-        cells = [c for c in cells if cursor - 4 < c[0] <= cursor + 4]
-    first, last = cells[0][0], cells[-1][0]
-    step = (canvas.x1 - canvas.x0) / max(last - first + 1, 1)
-    d = f"M{ax.x(cursor):.1f} {y:.1f}L{canvas.x0:.1f} {y + 14:.1f}H{canvas.x1:.1f}Z"
-    canvas.path(d, "fan")
-    y += 14
-    canvas.rect(canvas.x0, y, canvas.x1 - canvas.x0, 15, "fan")
-    edge = canvas.x0 + (cursor - first + 1) * step
-    if not canvas.narrow:
-        canvas.name(y + 11, "instructions", "e m")
-    canvas.text(edge - 6, y + 11, "e s", "retired")
-    canvas.text(edge + 6, y + 11, "s", "to come")
-    for tick, _, _ in cells:
-        far = tick - cursor
-        if far and far % 4 == 0 and abs(far) > 4:
-            canvas.text(canvas.x0 + (tick - first + 0.5) * step, y + 11, "c m s", f"{far:+}")
-    y += 17
-    top = y
-    for cpu in sorted({c[1] for c in cells}):
-        canvas.name(y + 15, f"{cpu}" if canvas.narrow else f"cpu {cpu}", "e b")
-        canvas.line(canvas.x0, y + 11, canvas.x1, y + 11, "hl")
-        for tick, _, letter in (c for c in cells if c[1] == cpu):
-            x = canvas.x0 + (tick - first) * step
-            href = f"{scene.href}{tick}/" if scene.href else ""
-            css = f"seg cell s{letter}" + (" now" if tick == cursor else "")
-            words = f"tick {tick:,}: cpu {cpu}, {letter}"
-            canvas.rect(x, y, step, 22, css, words, href)
-            canvas.text(x + step / 2, y + 15, "c s b" if tick == cursor else "c s", letter)
-        y += 25
-    canvas.line(edge, top - 17, edge, y, "cur")
-    return y

@@ -13,7 +13,9 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from app.index import NoSuchRun, WrongToken
 from app.pages import NoSuchTick, NoTraceYet
-from app.render import render
+from app.render import send
+from app.seeking import NotFound
+from app.view import BadView
 from emulator.errors import (
     BootflowError,
     DivergenceError,
@@ -37,6 +39,18 @@ class ForeignOrigin(BootflowError):
     slug = "foreign-origin"
 
 
+class ForeignHost(BootflowError):
+    """The request is for a site of another name."""
+
+    slug = "foreign-host"
+
+
+class DiskFull(LimitError):
+    """There is no room for an upload and its trace."""
+
+    slug = "disk-full"
+
+
 class TooManyRuns(LimitError):
     """The queue is full."""
 
@@ -49,10 +63,14 @@ STATUS: tuple[tuple[type[BootflowError], int], ...] = (
     (NoTraceYet, 404),
     (WrongToken, 403),
     (ForeignOrigin, 403),
+    (ForeignHost, 421),
+    (NotFound, 404),
     (BadOption, 400),
+    (BadView, 400),
     (ImageError, 400),
     (PlacementError, 422),
     (TooManyRuns, 429),
+    (DiskFull, 507),
     (LimitError, 413),
     (TraceError, 422),
     (SessionError, 503),
@@ -116,7 +134,7 @@ def answer(error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.code is not None and error.code < 400:
         return Response(error.get_body(), error.code, error.get_headers())
     page = error_page(error)
-    response = render(page, wanted_format())
+    response = send(page, wanted_format())
     response.status_code = page.status
     response.headers["Cache-Control"] = "no-store"
     if page.status == 429:

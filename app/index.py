@@ -16,12 +16,25 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, Boolean, Engine, String, Text, create_engine, event, select
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Engine,
+    String,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    select,
+    text,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from emulator.errors import BootflowError
+from emulator.errors import BootflowError, LimitError
 
 RUN_ID = re.compile(r"[a-z2-7]{26}\Z")
+MAX_NOTES = 100
 UNFINISHED = ("queued", "running", "verifying")
 INDEX_NAME = "index.sqlite"
 
@@ -77,11 +90,29 @@ class Run(Base):
         Text, default="", comment="the verdict sentence, or the error that ended the run"
     )
     ticks: Mapped[int] = mapped_column(default=0, comment="last tick of the ended run")
+    note: Mapped[str] = mapped_column(
+        String(300), default="", server_default="", comment="one line by the owner, may be empty"
+    )
+    message_id: Mapped[str] = mapped_column(
+        String(250), default="", server_default="",
+        comment="Message-ID of the mail that the run belongs to, without < >, may be empty",
+    )  # fmt: skip
 
     @property
     def ended(self) -> bool:
         """Nothing about this run will change any more."""
         return self.status not in UNFINISHED
+
+
+class Note(Base):
+    """A text that the owner of a run pinned to one of its ticks."""
+
+    __tablename__ = "note"
+
+    id: Mapped[int] = mapped_column(primary_key=True, comment="order of writing")
+    run_id: Mapped[str] = mapped_column(String(26), index=True, comment="the run's id")
+    tick: Mapped[int] = mapped_column(BigInteger, comment="the moment that it speaks of")
+    text: Mapped[str] = mapped_column(String(1000), comment="printable text of one paragraph")
 
 
 def new_id() -> str:
@@ -119,6 +150,7 @@ class Index:
         if self._engine.dialect.name == "sqlite":
             _wait_for_writers(self._engine)
         Base.metadata.create_all(self._engine)
+        _add_new_columns(self._engine)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -135,6 +167,8 @@ class Index:
         title: str = "",
         listed: bool = False,
         run_id: str = "",
+        note: str = "",
+        message_id: str = "",
     ) -> tuple[Run, str]:
         """Add a queued run; return it and its delete token, which is shown once and not kept."""
         token = secrets.token_urlsafe(18)
@@ -150,6 +184,8 @@ class Index:
             trace_file=f"{run_id}.bootflow",
             listed=listed,
             asked=asked_of(spec),
+            note=note[:300],
+            message_id=message_id[:250],
         )
         with self._session() as session:
             session.add(run)
@@ -207,6 +243,24 @@ class Index:
                     setattr(run, name, fields[name])
             session.commit()
 
+    def describe(
+        self, run_id: str, *, title: str, note: str, message_id: str, listed: bool
+    ) -> None:
+        """Write what the owner says about a run."""
+        with self._session() as session:
+            run = session.get(Run, run_id)
+            if run is not None:
+                run.title, run.note = title[:200], note[:300]
+                run.message_id, run.listed = message_id[:250], listed
+                session.commit()
+
+    def of_thread(self, message_id: str) -> list[Run]:
+        """Return the listed runs that belong to a mail, oldest first."""
+        query = select(Run).where(Run.message_id == message_id, Run.listed)
+        query = query.where(Run.status != "deleted").order_by(Run.created_utc, Run.id).limit(50)
+        with self._session() as session:
+            return list(session.scalars(query))
+
     def check_token(self, run: Run, token: str) -> None:
         """Raise WrongToken unless the token is the one given out for this run."""
         if not hmac.compare_digest(_token_hash(token), run.delete_token_sha256):
@@ -215,9 +269,34 @@ class Index:
                 hint="The token was printed once, in the answer to the upload.",
             )
 
+    def notes(self, run_id: str) -> list[Note]:
+        """Return what was pinned to a run, by tick."""
+        query = select(Note).where(Note.run_id == run_id).order_by(Note.tick, Note.id)
+        with self._session() as session:
+            return list(session.scalars(query))
+
+    def pin(self, run_id: str, tick: int, text: str) -> None:
+        """Pin a note to a tick; an empty text takes away what is there.
+
+        Raises:
+            LimitError: the run has as many as one may have.
+        """
+        with self._session() as session:
+            mine = list(session.scalars(select(Note).where(Note.run_id == run_id)))
+            for note in mine:
+                if note.tick == tick:
+                    session.delete(note)
+            if text:
+                if len(mine) >= MAX_NOTES:
+                    raise LimitError(f"{MAX_NOTES} notes are pinned to this run, as many as may be")
+                session.add(Note(run_id=run_id, tick=tick, text=text))
+            session.commit()
+
     def delete(self, run_id: str) -> None:
         """Delete files; the row stays as a tombstone with title, hashes and verdict."""
         self.set_status(run_id, "deleted")
+        for note in self.notes(run_id):
+            self.pin(run_id, note.tick, "")
         for role in ("kernel", "purgatory", "dtb", "initrd", "trace", "again"):
             upload_path(self.data_dir, run_id, role).unlink(missing_ok=True)
         path = trace_path(self.data_dir, run_id)
@@ -231,9 +310,21 @@ def _token_hash(token: str) -> str:
 
 def _matches(run: Run, words: str) -> bool:
     """Say whether every word occurs; `asked:stay` and `moves` are words like any other."""
-    text = f"{run.title} {run.word} asked:{run.asked} {run.verdict} {run.status} "
-    text += json.dumps(run.files) + f" --{run.spec.get('mode', '')}"
-    return all(word in text.lower() for word in words.lower().split())
+    told = f"{run.title} {run.note} {run.message_id} {run.word} asked:{run.asked} "
+    told += f"{run.verdict} {run.status} "
+    told += json.dumps(run.files) + f" --{run.spec.get('mode', '')}"
+    return all(word in told.lower() for word in words.lower().split())
+
+
+def _add_new_columns(engine: Engine) -> None:
+    """Bring an index of an older bootflow up to date: columns are only ever added."""
+    known = {column["name"] for column in inspect(engine).get_columns(Run.__tablename__)}
+    for column in Run.__table__.columns:
+        if column.name not in known:
+            kind = column.type.compile(engine.dialect)
+            words = f"ALTER TABLE {Run.__tablename__} ADD COLUMN {column.name} {kind}"
+            with engine.begin() as connection:
+                connection.execute(text(f"{words} NOT NULL DEFAULT ''"))
 
 
 def _wait_for_writers(engine: Engine) -> None:

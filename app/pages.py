@@ -6,25 +6,30 @@ Everything that a page says is here, once, for HTML, text, JSON and SVG alike; h
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app import panels
-from app.drawing import Drawing, mini, short, timeline
+from app.canvas import Drawing
+from app.drawing import mini, timeline
 from app.index import Run
-from app.story import Story, scene, story
-from emulator.errors import BootflowError, SessionError
+from app.story import Story, scene
+from app.telling import told_by
+from app.view import View
+from emulator.errors import BootflowError
+from emulator.handoff import FLAGS
 from emulator.lanes import Lanes
 from emulator.trace import TraceReader
-from emulator.verdict import Verdict, flag_text, number
+from emulator.verdict import Verdict
 
-Query = Callable[[str, dict[str, Any]], dict[str, Any]]
+if TYPE_CHECKING:
+    from app.moments import Moment
 
 WIDE, NARROW = 1400, 362
-LENS_BACK, LENS_ON = 12, 16
-ZOOMS = (1 << 24, 1 << 16, 4096, 256)
+WIDTHS = (WIDE, NARROW)
+CARD_WIDTHS = (960,)
+LAST_SLICES = 20_000
+"""In which it is looked where each CPU was last."""
 
 
 class NoSuchTick(BootflowError):
@@ -51,44 +56,8 @@ class Head:
     ended: bool
     listed: bool
     asked: str
-
-
-@dataclass(frozen=True)
-class Zoom:
-    """A link that shows another part of the run: width 0 is the whole."""
-
-    name: str
-    width: int
-    current: bool
-
-
-@dataclass(frozen=True)
-class Moves:
-    """Where the links beside the tick go; None where there is nothing."""
-
-    previous_tick: int | None
-    next_tick: int | None
-    previous_event: int | None
-    next_event: int | None
-    previous_flag: int | None
-    next_flag: int | None
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The state of the machine at one tick."""
-
-    tick: int
-    cpus: tuple[panels.CpuRow, ...]
-    registers: tuple[panels.RegisterBlock, ...]
-    code: tuple[tuple[int, tuple[panels.CodeLine, ...]], ...]
-    low: tuple[panels.LowRow, ...]
-    kernel_differs: tuple[tuple[int, str, str], ...]
-    flags: tuple[dict[str, Any], ...]
-    active_cpu: int
-    moves: Moves
-    state: dict[str, Any]
-    problem: str = ""
+    note: str = ""
+    message_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,8 +76,7 @@ class RunPage:
     placement: tuple[str, ...]
     images: tuple[tuple[str, str, str, int], ...]
     digest: str
-    zooms: tuple[Zoom, ...] = ()
-    kind: str = ""
+    view: View = View()  # noqa: RUF009 -- frozen
     moment: Moment | None = None
     flooded: tuple[str, ...] = ()
 
@@ -147,16 +115,89 @@ class GalleryRow:
     sentence: str
     ticks: int
     mini: Drawing | None
+    flag: str = ""
+    """The flag that it is about: __run_at_load, __kdump_flag, or none."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that stand together: one thread, the featured, the reader's own, the rest."""
+
+    title: str
+    note: str
+    rows: tuple[GalleryRow, ...]
+    message_id: str = ""
+
+    @property
+    def pair(self) -> tuple[str, str] | None:
+        """The ids of two runs that ask to be compared: a thread's only two."""
+        ended = [row for row in self.rows if row.mini is not None]
+        if self.message_id and len(ended) == len(self.rows) == 2:
+            return ended[1].head.id, ended[0].head.id
+        return None
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What of the gallery is shown; empty fields let everything pass."""
+
+    words: str = ""
+    kernel: str = ""
+    purgatory: str = ""
+    outcome: str = ""
+    """stays, moves, stops, spins, or not-as-asked."""
+    flag: str = ""
+    thread: str = ""
+
+    def fits(self, row: GalleryRow) -> bool:
+        """Say whether a row passes what the index cannot tell."""
+        facts = " ".join(row.head.facts).lower()
+        if self.outcome == "not-as-asked":
+            right = row.as_asked is False
+        else:
+            right = self.outcome in ("", row.word.lower())
+        return (
+            right
+            and self.kernel.lower() in facts
+            and self.purgatory.lower() in facts
+            and self.flag in ("", row.flag)
+            and self.thread in ("", row.head.message_id)
+        )
 
 
 @dataclass(frozen=True)
 class GalleryPage:
     """The runs, and the form that makes a new one."""
 
-    own: tuple[GalleryRow, ...]
-    listed: tuple[GalleryRow, ...]
-    words: str
+    groups: tuple[Group, ...]
+    chosen: Filter
     limits: dict[str, int]
+
+    @property
+    def rows(self) -> tuple[GalleryRow, ...]:
+        """All rows, in the order of the page."""
+        return tuple(row for group in self.groups for row in group.rows)
+
+
+OUTCOMES = ("stays", "moves", "stops", "spins", "not-as-asked")
+FLAG_NAMES = ("__run_at_load", "__kdump_flag", "none")
+
+
+def gallery_groups(
+    own: list[GalleryRow], featured: list[GalleryRow], listed: list[GalleryRow]
+) -> tuple[Group, ...]:
+    """Put the rows into groups: the reader's own, threads, featured, recent; none twice."""
+    threads: dict[str, list[GalleryRow]] = {}
+    for row in listed:
+        if row.head.message_id:
+            threads.setdefault(row.head.message_id, []).append(row)
+    groups = [Group("Yours", "started by this browser, listed or not", tuple(own))]
+    for key, rows in threads.items():
+        groups.append(Group(f"Thread {key}", "", tuple(rows), key))
+    rest = [row for row in listed if not row.head.message_id]
+    groups.append(Group("Featured", "sample pairs of our own", tuple(featured)))
+    groups.append(Group("Recent", "published by their owners, newest first", tuple(rest)))
+    return tuple(group for group in groups if group.rows)
 
 
 def head(run: Run) -> Head:
@@ -176,6 +217,8 @@ def head(run: Run) -> Head:
         run.ended,
         run.listed,
         run.asked,
+        panels.printable(run.note),
+        panels.printable(run.message_id),
     )
 
 
@@ -200,27 +243,35 @@ def size_text(size_bytes: int) -> str:
 
 
 def run_page(
-    run: Run, reader: TraceReader, told: Story, *, width: int = 0, kind: str = ""
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    view: View,
+    widths: tuple[int, ...] = WIDTHS,
 ) -> RunPage:
     """Make the page of a run, while it goes on and after."""
     drawn = scene(run.id, told)
     last = told.lanes.last_tick
     samples = _last_samples(reader, told.lanes)
-    rows = [row for row in told.rows if not kind or row.kind == kind]
+    rows = [row for row in told.rows if not view.kind or row.kind == view.kind]
+    window = view.span(last // 2, last)
     return RunPage(
         replace(head(run), facts=head(run).facts + _found(reader)),
         told.verdict,
         last,
-        tuple(timeline(drawn, width=w, unfold=width == -1) for w in (WIDE, NARROW)),
+        tuple(
+            timeline(drawn, width=w, window=window, unfold=view.width == -1, keep=view.query())
+            for w in widths
+        ),
         panels.sampled_cpu_rows(samples, told.lanes, told.boot_cpu),
         tuple(_window(rows, 300, told.running)),
         max(len(rows) - 300, 0),
         told.console[-200:],
         None,
-        _placement_lines(reader),
+        placement_lines(reader),
         _images(reader),
         reader.digest or "",
-        kind=kind,
+        view,
         flooded=told.flooded,
     )
 
@@ -235,7 +286,8 @@ def _found(reader: TraceReader) -> tuple[str, ...]:
     return (panels.printable(str(found)),) if found else ()
 
 
-def _placement_lines(reader: TraceReader) -> tuple[str, ...]:
+def placement_lines(reader: TraceReader) -> tuple[str, ...]:
+    """Return what the placement says in the words of `kexec -d`."""
     return tuple(panels.printable(str(line)) for line in reader.placement.get("debug", [])[:200])
 
 
@@ -251,168 +303,9 @@ def _last_samples(reader: TraceReader, row: Lanes) -> dict[int, tuple[int, str, 
         for cpu, stays in row.stays.items()
         if stays
     }
-    for item in reader.slices(max(row.last_tick - (1 << 20), 0)):
+    for item in reader.last_slices(LAST_SLICES):
         samples[item.cpu] = (item.tick + item.ticks, item.nip, item.stage, item.symbol)
     return samples
-
-
-def moment_page(
-    run: Run,
-    reader: TraceReader,
-    told: Story,
-    tick: int,
-    query: Query,
-    *,
-    width: int = 0,
-    kind: str = "",
-) -> RunPage:
-    """Make the page of one tick of a run.
-
-    Args:
-        run: its row of the index.
-        reader: its trace.
-        told: what was read from it.
-        tick: 0 up to the last tick.
-        query: asks the run's session; raises SessionError.
-        width: how many ticks round the cursor the timeline shows; 0 all, -1 all with folds open.
-        kind: show events of this kind only.
-
-    Raises:
-        NoSuchTick: the run does not reach that tick.
-    """
-    last = told.lanes.last_tick
-    if not 0 <= tick <= last:
-        more = " so far" if told.running else ""
-        raise NoSuchTick(f"tick {tick}: the run has ticks 0 to {last}{more}")
-    state, problem = _ask(query, run.id, tick)
-    before = _ask(query, run.id, tick - 1)[0] if tick and state else {}
-    cells = _cells(reader, told.lanes, tick)
-    active = next((cpu for t, cpu, _ in cells if t == tick), told.boot_cpu)
-    if width > 0:
-        lo = min(max(tick - width // 2, 0), max(last - width, 0))
-        window = (lo, min(lo + width, max(last, 1)))
-    drawn = scene(run.id, told)
-    drawings = tuple(
-        timeline(
-            drawn, width=w, cursor=tick, window=window if width > 0 else None, cells=cells,
-            unfold=width == -1,
-        )
-        for w in (WIDE, NARROW)
-    )  # fmt: skip
-    console = [line for line in told.console if line.tick <= tick]
-    after = next((line for line in told.console if line.tick > tick), None)
-    moment = _moment(told, reader, tick, state, before, active, problem)
-    rows = [row for row in told.rows if not kind or row.kind == kind]
-    shown, more_events = _around(rows, tick)
-    return RunPage(
-        head(run), told.verdict, last, drawings, moment.cpus, shown, more_events,
-        tuple(console[-200:]), after, _placement_lines(reader), (), reader.digest or "",
-        tuple(Zoom(short_name(w), w, w == width) for w in (0, *ZOOMS, -1) if w < last), kind,
-        moment,
-        told.flooded,
-    )  # fmt: skip
-
-
-def short_name(width: int) -> str:
-    """Name a zoom."""
-    return {0: "whole run", -1: "unfold"}.get(width) or short(width)
-
-
-def _ask(query: Query, run_id: str, tick: int) -> tuple[dict[str, Any], str]:
-    try:
-        return query(run_id, {"q": "state", "tick": tick}), ""
-    except SessionError as error:
-        return {}, f"{error.message} {error.hint}".strip()
-
-
-def _cells(reader: TraceReader, row: Lanes, tick: int) -> list[tuple[int, int, str]]:
-    """Return (tick, cpu, letter) of the instructions round a tick: number t made state t."""
-    lo, hi = max(tick - LENS_BACK, 0), tick + LENS_ON
-    cells = []
-    for item in reader.slices(lo, hi):
-        for at in range(max(item.tick, lo), min(item.tick + item.ticks, hi)):
-            cells.append((at + 1, item.cpu, row.letter_of(item.cpu, at + 1)))
-    return cells
-
-
-def _moment(
-    told: Story,
-    reader: TraceReader,
-    tick: int,
-    state: dict[str, Any],
-    before: dict[str, Any],
-    active: int,
-    problem: str,
-) -> Moment:
-    cpus = state.get("cpus", [])
-    old = {int(cpu["cpu"]): cpu for cpu in before.get("cpus", [])}
-    released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
-    low = bytes.fromhex(state.get("low_memory", ""))
-    writes = (event for event in told.low_writes if event.tick <= tick)
-    kernel_low = bytes.fromhex(state.get("kernel_low", ""))
-    fields = panels.low_fields(reader.placement.get("low_fields") or [])
-    big = bool(reader.placement.get("kernel_big_endian"))
-    nips = {str(cpu["cpu"]): str(cpu["registers"]["nip"]) for cpu in cpus}
-    code = tuple(
-        (int(cpu), panels.code_lines(lines, nips.get(cpu, "0")))
-        for cpu, lines in sorted(state.get("disassembly", {}).items(), key=lambda i: int(i[0]))
-    )
-    return Moment(
-        tick,
-        panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
-        tuple(panels.register_block(cpu, old.get(int(cpu["cpu"]))) for cpu in cpus),
-        code,
-        panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
-        _differences(low, kernel_low),
-        tuple(_flag_value(flag) for flag in state.get("flags", [])),
-        active,
-        _moves(told, tick),
-        state,
-        problem,
-    )
-
-
-def _flag_value(flag: dict[str, Any]) -> dict[str, Any]:
-    value = number(flag["value"]) or 0
-    return {**flag, "shown": flag_text(value), "digits": f"{value:0{2 * int(flag['size'])}x}"}
-
-
-def _differences(low: bytes, kernel_low: bytes) -> tuple[tuple[int, str, str], ...]:
-    """Return (offset, at real 0, in the kernel image) of each word that differs."""
-    out = []
-    for at in range(0, min(len(low), len(kernel_low)), 4):
-        left, right = low[at : at + 4], kernel_low[at : at + 4]
-        if left != right:
-            out.append((at, left.hex(" "), right.hex(" ")))
-    return tuple(out)
-
-
-def _moves(told: Story, tick: int) -> Moves:
-    last = told.lanes.last_tick
-    events = sorted({row.tick for row in told.rows if row.tick <= last})
-    flags = sorted({step.tick for step in told.verdict.custody if step.number > 0})
-    return Moves(
-        tick - 1 if tick else None,
-        tick + 1 if tick < last else None,
-        *_neighbours(events, tick),
-        *_neighbours(flags, tick),
-    )
-
-
-def _neighbours(ticks: list[int], tick: int) -> tuple[int | None, int | None]:
-    left, right = bisect_left(ticks, tick), bisect_right(ticks, tick)
-    return (ticks[left - 1] if left else None), (ticks[right] if right < len(ticks) else None)
-
-
-def _around(rows: list[panels.EventRow], tick: int) -> tuple[tuple[panels.EventRow, ...], int]:
-    """Return the events round a tick, those at it marked, and how many are left out."""
-    at = bisect_right([row.tick for row in rows], tick)
-    lo, hi = max(at - 14, 0), min(at + 12, len(rows))
-    shown = tuple(
-        replace(row, here=row.tick <= tick <= row.end_tick, past=row.tick <= tick)
-        for row in rows[lo:hi]
-    )
-    return shown, len(rows) - len(shown)
 
 
 def wait_page(run: Run, reader: TraceReader | None = None) -> WaitPage:
@@ -447,12 +340,26 @@ def _uploaded(run: Run) -> tuple[tuple[str, str, str, int], ...]:
 def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:
     """Make a row of the gallery; reader is None for a run without a trace."""
     word, sentence, ticks, drawing = run.word, run.verdict, run.ticks, None
+    flag = ""
     as_asked = word == {"stay": "STAYS", "move": "MOVES"}.get(run.asked) if word else None
     if reader is not None:
-        told = story(reader)
+        told = told_by(run, reader)
         drawing = mini(scene(run.id, told))
         word, sentence, as_asked = told.verdict.word, told.verdict.sentence, told.verdict.as_asked
         ticks = told.lanes.last_tick
+        flag = _flag_name(told)
     return GalleryRow(
-        head(run), word or run.status.upper(), as_asked, panels.printable(sentence), ticks, drawing
-    )
+        head(run), word or run.status.upper(), as_asked, panels.printable(sentence), ticks, drawing,
+        flag,
+    )  # fmt: skip
+
+
+def _flag_name(told: Story) -> str:
+    """Return the flag that the run wrote or read, "none" if it touched no flag."""
+    offsets = {flag.at: flag.name for flag in FLAGS}
+    for step in told.verdict.custody:
+        for at, name in offsets.items():
+            if f"kernel+0x{at:x}:" in step.text:
+                return name
+    touched = any(step.number > 0 for step in told.verdict.custody)
+    return FLAGS[0].name if touched else "none"

@@ -1,8 +1,7 @@
 """A page model becomes HTML, an htmx fragment, SVG, text or JSON.
 
-Text is ASCII of at most 75 columns, so that it can be quoted in a mail. JSON is stable:
-FORMAT_VERSION grows when a key changes its meaning or goes away. Fragments are blocks of the
-page's own template.
+Text is ASCII of at most 75 columns, so that it can be quoted in a mail. JSON is
+`documents.py`'s, the card `card.py`'s. Fragments are blocks of the page's own template.
 """
 
 from __future__ import annotations
@@ -18,15 +17,21 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from flask import Response, current_app, render_template
+from flask import Response, current_app, render_template, request
+from markupsafe import Markup
 
-from app import pages
+from app import card, documents, pages
 from emulator.handoff import STAGES
 
-FORMAT_VERSION = 1
 TEXT_COLUMNS = 75
-FORMATS = ("txt", "json", "svg")
-STEMS = {"RunPage": "run", "WaitPage": "wait", "GalleryPage": "gallery", "ErrorPage": "error"}
+FORMATS = ("txt", "json", "svg", "png", "html")
+STEMS = {
+    "RunPage": "run", "WaitPage": "wait", "GalleryPage": "gallery", "ErrorPage": "error",
+    "SearchPage": "search", "HelpPage": "help", "ComparePage": "compare",
+}  # fmt: skip
+EMBED_POLICY = (
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors *"
+)
 END_OF_DRAWING_CSS = "/* end of what a drawing needs */"
 
 
@@ -35,6 +40,57 @@ def stem(page: Any) -> str:
     if isinstance(page, pages.RunPage) and page.moment is not None:
         return "moment"
     return STEMS[type(page).__name__]
+
+
+def send(page: Any, form: str, *, fragment: str = "", **more: Any) -> Response:
+    """Render a page as its reader wants it: whole, as a fragment, embedded, as a file, as a card.
+
+    Args:
+        page: a model of `pages.py`.
+        form: html, txt, json, svg, png, embed, or file (one HTML file that needs no server).
+        fragment: name of the only block of the HTML template to send.
+        more: what the template needs beside the page.
+    """
+    if form == "png":
+        return Response(card.png(page), mimetype="image/png")
+    if form == "embed":
+        text = render_template("embed.html", page=page, stages=STAGES)
+        response = Response(text, mimetype="text/html")
+        response.headers["Content-Security-Policy"] = EMBED_POLICY
+        return response
+    if form == "file":
+        return _file(page)
+    if form == "html" and not fragment and _wants_part():
+        parts = [
+            render(page, fragment=name, **more).get_data(as_text=True) for name in ("title", "main")
+        ]
+        return Response(f"<title>{parts[0]}</title>{parts[1]}", mimetype="text/html")
+    return render(page, form, fragment=fragment, **more)
+
+
+def _wants_part() -> bool:
+    """Say whether htmx asks for the content of #main; a lost history entry needs the whole page."""
+    headers = request.headers
+    return headers.get("HX-Boosted") == "true" and "HX-History-Restore-Request" not in headers
+
+
+def _file(page: Any) -> Response:
+    """Render a page as one HTML file: style inside, no script, links lead to this server."""
+    static = Path(str(current_app.static_folder))
+    css = (static / "bootflow.css").read_text()
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    site = (current_app.config["PUBLIC_URL"] or request.host_url).rstrip("/")
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'"
+    style = Markup('<meta http-equiv="Content-Security-Policy" content="{}">\n<style>{}</style>')
+    style = style.format(policy, Markup(css))  # noqa: S704 -- our own style sheet
+    text = render_template(f"{stem(page)}.html", page=page, stages=STAGES, file_style=style)
+    for name in ("href", "action"):
+        text = text.replace(f'{name}="/', f'{name}="{site}/')
+    response = Response(text, mimetype="text/html")
+    tick = f"-{page.moment.tick}" if page.moment is not None else ""
+    name = f"bootflow-{page.head.id}{tick}.html"
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
 
 
 def render(page: Any, form: str = "html", *, fragment: str = "", **more: Any) -> Response:
@@ -47,7 +103,7 @@ def render(page: Any, form: str = "html", *, fragment: str = "", **more: Any) ->
         more: what the template needs beside the page (the reader's own token).
     """
     if form == "json":
-        text = json.dumps(document(page), indent=1) + "\n"
+        text = json.dumps(documents.document(stem(page), page), indent=1) + "\n"
         return Response(text, mimetype="application/json")
     context = {"page": page, "stages": STAGES, **more}
     if form == "txt":
@@ -74,7 +130,7 @@ def fit(text: str) -> str:
         margin = " " * _margin(line)
         lines += textwrap.wrap(
             line, TEXT_COLUMNS, subsequent_indent=margin, drop_whitespace=True,
-            break_on_hyphens=False,
+            break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -110,99 +166,3 @@ def _svg(page: Any) -> Response:
     )
     response.headers["Content-Security-Policy"] = f"default-src 'none'; style-src 'sha256-{digest}'"
     return response
-
-
-def document(page: Any) -> dict[str, Any]:
-    """Return a page as a JSON document; 64-bit values are "0x.." strings."""
-    made: dict[str, Callable[[Any], dict[str, Any]]] = {
-        "run": _run_document, "moment": _moment_document, "wait": _wait_document,
-        "gallery": _gallery_document, "error": _error_document,
-    }  # fmt: skip
-    return {"format_version": FORMAT_VERSION, **made[stem(page)](page)}
-
-
-def _head_document(head: pages.Head) -> dict[str, Any]:
-    return {
-        "id": head.id,
-        "title": head.title,
-        "status": head.status,
-        "created": head.created,
-        "asked": head.asked,
-        "facts": list(head.facts),
-    }
-
-
-def _run_document(page: pages.RunPage) -> dict[str, Any]:
-    verdict = page.verdict
-    return {
-        "run": _head_document(page.head),
-        "verdict": {
-            "word": verdict.word,
-            "asked": verdict.asked,
-            "as_asked": verdict.as_asked,
-            "sentence": verdict.sentence,
-            "lines": list(verdict.lines),
-        },
-        "flag_history": [dataclasses.asdict(step) for step in verdict.custody],
-        "last_tick": page.last_tick,
-        "digest": page.digest,
-        "images": _images_document(page.images),
-        "placement": list(page.placement),
-        "where": [dataclasses.asdict(row) for row in page.cpus],
-        "events": [dataclasses.asdict(row) for row in page.events],
-        "events_left_out": page.more_events,
-        "console": [dataclasses.asdict(line) for line in page.console],
-    }
-
-
-def _images_document(images: tuple[tuple[str, str, str, int], ...]) -> list[dict[str, Any]]:
-    names = ("role", "name", "sha256", "size_bytes")
-    return [dict(zip(names, image, strict=True)) for image in images]
-
-
-def _moment_document(page: pages.RunPage) -> dict[str, Any]:
-    moment = page.moment
-    if moment is None:
-        return _run_document(page)
-    writers = "".join(row.who for row in moment.low)
-    ticks = [cell.tick for row in moment.low for cell in row.cells]
-    state = {key: value for key, value in moment.state.items() if key != "disassembly"}
-    return {
-        **_run_document(page),
-        **state,
-        "tick": moment.tick,
-        "low_memory_writers": writers,
-        "low_memory_write_ticks": ticks,
-        "disassembly": moment.state.get("disassembly", {}),
-        "moves": dataclasses.asdict(moment.moves),
-        "problem": moment.problem,
-    }
-
-
-def _wait_document(page: pages.WaitPage) -> dict[str, Any]:
-    return {
-        "run": _head_document(page.head),
-        "sentence": page.sentence,
-        "hint": page.hint,
-        "images": _images_document(page.images),
-    }
-
-
-def _gallery_document(page: pages.GalleryPage) -> dict[str, Any]:
-    return {
-        "runs": [
-            {
-                **_head_document(row.head),
-                "word": row.word,
-                "as_asked": row.as_asked,
-                "sentence": row.sentence,
-                "ticks": row.ticks,
-            }
-            for row in (*page.own, *page.listed)
-        ],
-        "limits": page.limits,
-    }
-
-
-def _error_document(page: Any) -> dict[str, Any]:
-    return {"error": dataclasses.asdict(page)}

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from pathlib import Path
-from threading import Lock
 
 from flask import Blueprint, Response, current_app, redirect, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from app import pages
+from app import pages, view
 from app.errors import BadOption
 from app.index import Index, Run, trace_path
 from app.owners import own_tokens
-from app.render import FORMATS, render
-from app.story import Story, story
+from app.render import FORMATS, send
+from app.telling import told_by
 from emulator.errors import TraceError
 from emulator.handoff import STAGES
-from emulator.trace import EVENT_KINDS, TraceReader
+from emulator.trace import TraceReader
 
 blueprint = Blueprint("runs", __name__)
 
@@ -44,28 +42,6 @@ def open_trace(run: Run) -> TraceReader | None:
         return None  # the worker has created the file, but not yet its tables
 
 
-_STORIES: OrderedDict[str, Story] = OrderedDict()
-_STORIES_KEPT = 16
-_STORIES_LOCK = Lock()
-
-
-def told_by(run: Run, reader: TraceReader) -> Story:
-    """Return what a trace tells; of an ended run it is read once and kept a while."""
-    if not run.ended or reader.status == "running":
-        return story(reader)
-    key = f"{reader.path} {run.status}"
-    with _STORIES_LOCK:
-        if key in _STORIES:
-            _STORIES.move_to_end(key)
-            return _STORIES[key]
-    told = story(reader)
-    with _STORIES_LOCK:
-        _STORIES[key] = told
-        if len(_STORIES) > _STORIES_KEPT:
-            _STORIES.popitem(last=False)
-    return told
-
-
 @blueprint.get("/t/<run_id>/")
 def show_run(run_id: str) -> AnyResponse:
     """Show a run, live while it goes on."""
@@ -77,19 +53,28 @@ def show_run_twin(run_id: str, form: str) -> AnyResponse:
     """Show a run as text, JSON or SVG, or send the trace file itself."""
     if form == "bootflow":
         return _download(run_id)
-    return _run(run_id, _form(form))
+    return _run(run_id, wanted(form))
 
 
-def _form(form: str) -> str:
+def wanted(form: str) -> str:
+    """Return the format that a suffix names; .html is one file to keep."""
     if form not in FORMATS:
         raise BadOption(f"no format .{form[:16]!r}", hint=f"There are {', '.join(FORMATS)}.")
-    return form
+    return "file" if form == "html" else form
+
+
+@blueprint.get("/t/<run_id>/embed")
+def embed_run(run_id: str) -> AnyResponse:
+    """Show verdict and timeline of a run, for an iframe of another page."""
+    return _run(run_id, "embed")
 
 
 def _run(run_id: str, form: str) -> AnyResponse:
     run = index().get(run_id)
     reader = open_trace(run)
-    fragment = "live" if request.args.get("fragment") == "live" and form == "html" else ""
+    fragment = request.args.get("fragment", "") if form == "html" else ""
+    if fragment not in ("", "live", "line"):
+        raise BadOption(f"no fragment {fragment[:20]!r}", hint="There are live and line.")
     token = own_tokens().get(run_id, "")
     page: pages.RunPage | pages.WaitPage
     if reader is None:
@@ -99,83 +84,37 @@ def _run(run_id: str, form: str) -> AnyResponse:
             if run.ended and not reader.last_tick:
                 page = pages.wait_page(run, reader)
             else:
-                page = pages.run_page(
-                    run, reader, told_by(run, reader), width=_width(), kind=_kind()
-                )
-    if isinstance(page, pages.WaitPage) and form == "svg":
+                widths = pages.CARD_WIDTHS if form == "png" else pages.WIDTHS
+                looked = view.parse(request.args)
+                page = pages.run_page(run, reader, told_by(run, reader), looked, widths)
+    if isinstance(page, pages.WaitPage) and form not in ("html", "txt", "json"):
         raise pages.NoTraceYet(f"run {run_id} has no timeline: {page.sentence}")
-    response = render(page, form, fragment=fragment, token=token, fragment_only=bool(fragment))
-    if fragment and not page.live:
+    response = send(page, form, fragment=fragment, token=token)
+    if fragment == "live" and not page.live:
         response.status_code = STOP_POLLING
     elif run.status == "deleted":
         response.status_code = 410
-    return _cached(response, run, private=bool(token) or reader is None or bool(fragment))
+    private = bool(token) or reader is None or bool(fragment)
+    return cached(response, run, private=private, seconds=OWNER_SECONDS)
 
 
-@blueprint.get("/t/<run_id>/<int:tick>/")
-def show_moment(run_id: str, tick: int) -> AnyResponse:
-    """Show the machine at one tick."""
-    return _moment(run_id, tick, "html")
+OWNER_SECONDS = 60
+"""The page of a run carries what its owner may change: title, note, thread."""
 
 
-@blueprint.get("/t/<run_id>/<int:tick>.<form>")
-def show_moment_twin(run_id: str, tick: int, form: str) -> AnyResponse:
-    """Show a moment as text, JSON or SVG."""
-    return _moment(run_id, tick, _form(form))
+def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> Response:
+    """Say how long an answer may be kept: an ended run's moments never change.
 
-
-def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
-    run = index().get(run_id)
-    reader = open_trace(run)
-    if reader is None:
-        raise pages.NoTraceYet(
-            f"run {run_id} has no ticks: {pages.wait_page(run).sentence}",
-            hint=f"See /t/{run_id}/",
-        )
-    with reader:
-        query = current_app.config["QUERY"]
-        told = told_by(run, reader)
-        page = pages.moment_page(run, reader, told, tick, query, width=_width(), kind=_kind())
-    response = render(page, form)
-    broken = page.moment is not None and bool(page.moment.problem)
-    if broken:
-        response.status_code = 503
-    return _cached(response, run, private=broken)
-
-
-@blueprint.get("/t/<run_id>/go")
-def go(run_id: str) -> AnyResponse:
-    """Take the tick of the form, which people write as 1,234,567, and go there."""
-    run = index().get(run_id)
-    text = request.args.get("tick", "").replace(",", "").replace("_", "").strip()
-    if not re.fullmatch(r"[0-9]{1,16}", text):
-        raise BadOption(f"tick {text[:40]!r} is not a number", hint="Write it as 1234 or 1,234.")
-    width = request.args.get("w", "")
-    return redirect(
-        url_for("runs.show_moment", run_id=run.id, tick=int(text), w=width or None), code=303
-    )
-
-
-def _width() -> int:
-    text = request.args.get("w", "0")
-    if not re.fullmatch(r"-1|[0-9]{1,16}", text):
-        raise BadOption(f"w={text[:20]!r}: not a number of ticks", hint="For example w=4096.")
-    width = int(text)
-    return max(width, 16) if width > 0 else width
-
-
-def _kind() -> str:
-    kind = request.args.get("kind", "")
-    if kind and kind not in EVENT_KINDS:
-        raise BadOption(f"no events of kind {kind[:20]!r}", hint=f"One of {', '.join(EVENT_KINDS)}")
-    return kind
-
-
-def _cached(response: Response, run: Run, *, private: bool) -> Response:
-    """Say how long an answer may be kept: an ended run's pages never change."""
-    if run.ended and not private and response.status_code == 200:
-        response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
-        response.headers["Vary"] = "Cookie"
+    Pages name their own address. Unless that is configured, it is what the reader asked for, and
+    nothing that others share may keep it.
+    """
+    if text_browser():
+        response.headers["Cache-Control"] = "private"
+    elif run.ended and not private and response.status_code == 200:
+        kept = f"max-age={seconds}" if seconds else "max-age=31536000, immutable"
+        shared = "public" if current_app.config["PUBLIC_URL"] else "private"
+        response.headers["Cache-Control"] = f"{shared}, {kept}"
+        response.headers["Vary"] = "Cookie, HX-Request"
         response.add_etag()
         response.make_conditional(request)
     else:
@@ -202,6 +141,39 @@ def cancel(run_id: str) -> AnyResponse:
     return redirect(url_for("runs.show_run", run_id=run_id), code=303)
 
 
+MESSAGE_ID = re.compile(r"[^\s<>@]{1,200}@[^\s<>@]{1,200}\Z")
+
+
+def message_id(text: str) -> str:
+    """Return a Message-ID without its brackets; empty stays empty.
+
+    Raises:
+        BadOption: it is none.
+    """
+    text = text.strip().removeprefix("<").removesuffix(">")
+    if text and not (MESSAGE_ID.match(text) and text.isascii() and len(text) <= 250):
+        raise BadOption(
+            f"Message-ID {text[:60]!r}", hint="It looks like <20081013130455.GA1@example.com>."
+        )
+    return text
+
+
+@blueprint.post("/t/<run_id>/edit")
+def edit(run_id: str) -> AnyResponse:
+    """Take the owner's title, note and Message-ID; publish or unlist the run."""
+    run = index().get(run_id)
+    index().check_token(run, _token(run_id))
+    form = request.form
+    index().describe(
+        run_id,
+        title=" ".join(form.get("title", run.title).split()),
+        note=" ".join(form.get("note", run.note).split()),
+        message_id=message_id(form.get("message_id", run.message_id)),
+        listed=form.get("listed", "") not in ("", "0"),
+    )
+    return redirect(url_for("runs.show_run", run_id=run_id), code=303)
+
+
 @blueprint.post("/t/<run_id>/delete")
 def delete(run_id: str) -> AnyResponse:
     """Delete a run's files with the token that its upload printed."""
@@ -215,6 +187,15 @@ def delete(run_id: str) -> AnyResponse:
 
 def _token(run_id: str) -> str:
     return request.form.get("token", "") or own_tokens().get(run_id, "")
+
+
+TEXT_BROWSERS = ("Lynx", "Links", "ELinks", "w3m")
+
+
+@blueprint.app_template_global()
+def text_browser() -> bool:
+    """Say whether the browser shows text only, where a drawing would be a heap of words."""
+    return request.headers.get("User-Agent", "").startswith(TEXT_BROWSERS)
 
 
 @blueprint.app_template_global()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,16 @@ def sample_run_id(sample: Sample) -> str:
     return base64.b32encode(digest.digest()[:16]).decode().rstrip("=").lower()
 
 
+@lru_cache(maxsize=1)
+def _samples_by_run() -> dict[str, Sample]:
+    return {sample_run_id(sample): sample for sample in SAMPLES}
+
+
+def sample_of_run(run_id: str) -> Sample | None:
+    """Return the sample that a run is, None for anybody's own run."""
+    return _samples_by_run().get(run_id)
+
+
 def sample_spec(sample: Sample) -> dict[str, Any]:
     """Return what the run of a sample asks for, as a RunSpec document."""
     return {
@@ -38,9 +49,11 @@ def sample_spec(sample: Sample) -> dict[str, Any]:
         "boot_cpu": sample.boot_cpu,
         "mem_bytes": 256 << 20,
         "base_addr": None,
-        "checks": True,
+        "checks": sample.checks,
         "debug": True,
-        "seed": 0,
+        "signature": sample.signature,
+        "seed": sample.seed,
+        "schedule": sample.schedule,
         "until": None,
     }
 

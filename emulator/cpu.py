@@ -270,6 +270,11 @@ class Cpu:
         self._hook(unicorn.UC_HOOK_BLOCK, function)
         self._uc.ctl_flush_tb()
 
+    def follow_code(self, function: Any, lo: int, hi: int) -> None:
+        """Have a native callback called for every instruction at effective [lo, hi)."""
+        self._hook(unicorn.UC_HOOK_CODE, function, lo, hi - 1)
+        self._uc.ctl_flush_tb()
+
     def see_memory(self, see: Callable[[int, int, int], None]) -> None:
         """Call see(access, physical address, bytes) before every load and store, from now on."""
 

@@ -24,7 +24,6 @@ import hashlib
 import mmap
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -32,7 +31,7 @@ import numpy.typing as npt
 
 from emulator import mmu, native
 from emulator.codepages import CodePages
-from emulator.cpu import PAGE_BYTES, U64, Cpu, Registers, fill_engine_slots
+from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
 from emulator.ppc64 import (
     INTERRUPTS,
@@ -50,6 +49,9 @@ from emulator.ppc64 import (
     SPR_SRR0,
     SPR_SRR1,
 )
+from emulator.sightings import Access, Range, Step, Stop, Watch
+
+__all__ = ["Access", "Machine", "Range", "Step", "Stop", "Watch"]
 
 CALLS_PER_SLICE: Final = 1000
 """Hypercalls, exceptions and reads of the timebase after which an inexact run ends: each costs some
@@ -61,60 +63,6 @@ _TLB_INSTRUCTIONS: Final = (306, 274, 566)
 """Extended opcodes under 31 of tlbie, tlbiel, tlbsync."""
 _SRR1_CLEARED: Final = 0x783F0000
 """SRR1 33:36 and 42:47 say why, not what MSR was (Power ISA 3.1 Book III 7.2.1)."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """One row of the native log: a watched access or a change of range, at an exact tick."""
-
-    kind: int
-    """native.LOG_RANGE, LOG_WRITE or LOG_READ."""
-    tick: int
-    cpu: int
-    nip: int
-    addr: int
-    """Physical address of the access; for LOG_RANGE the NIP without its top four bits."""
-    size: int
-    value: int
-    """The bytes as a big-endian number; for LOG_RANGE the range's id, -1 for none."""
-    msr: int
-
-
-@dataclass(frozen=True)
-class Watch:
-    """Physical memory [lo, hi) whose accesses are logged: kinds LOG_READ | LOG_WRITE."""
-
-    lo: int
-    hi: int
-    kinds: int
-
-
-@dataclass(frozen=True)
-class Range:
-    """Code [lo, hi), without the top four bits of its address, whose entry is logged."""
-
-    lo: int
-    hi: int
-    ident: int
-
-
-@dataclass(frozen=True)
-class Stop:
-    """Why `run` came back. `why`: limit, written, log, stopped, fault."""
-
-    why: str
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One instruction seen by `trace_steps`, before it ran."""
-
-    nip: int
-    word: int
-    registers: Registers
-    special: bool
-    """It reads the timebase: its result depends on the tick."""
 
 
 Hypercall = Callable[["Machine", int, list[int]], list[int] | str]
@@ -129,8 +77,8 @@ class Machine:
     Args:
         ram_bytes: size of RAM, a multiple of 4 KiB. cpus: how many. watches: memory whose
         accesses are logged (at most 16 rows in at most 8 pages). ranges: code whose entry is
-        logged, disjoint (at most 128). hypercall: answers `sc 1`. counting: False leaves out the
-        block hook and the watches: the bare baseline of the benchmark.
+        logged, disjoint (at most 128). hypercall: answers `sc 1`. on_range: called with the CPU
+        that stands where a range with RANGE_STOP begins. counting: False is the bench's baseline.
     """
 
     def __init__(
@@ -142,6 +90,7 @@ class Machine:
         ranges: Sequence[Range] = (),
         hypercall: Hypercall,
         on_exception: OnException | None = None,
+        on_range: Callable[[int], None] | None = None,
         counting: bool = True,
     ) -> None:
         self.ram_bytes = ram_bytes
@@ -161,6 +110,7 @@ class Machine:
         self.watch_pages: list[int] = []
         self._hypercall = hypercall
         self._on_exception = on_exception
+        self._on_range = on_range
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
         self._wire(ranges)
@@ -201,8 +151,8 @@ class Machine:
         for cpu in self.cpus:
             cpu.flush_tlb()
 
-    def set_ranges(self, ranges: Sequence[Range]) -> None:
-        """Replace the code ranges whose entry is logged; every CPU reports its own anew."""
+    def set_ranges(self, ranges: Sequence[Range], *, anew: bool = True) -> None:
+        """Replace the code ranges whose entry is logged; every CPU reports its own, if `anew`."""
         if len(ranges) > native.RANGE_MAX:
             raise LimitError("too many code ranges", hint="name fewer")
         rows = sorted(ranges, key=lambda row: row.lo)
@@ -210,7 +160,7 @@ class Machine:
         for n, row in enumerate(rows):
             at = native.RANGES + 3 * n
             self.state[at : at + 3] = (row.lo, row.hi, row.ident)
-        for cpu in self.cpus:
+        for cpu in self.cpus if anew else ():
             cpu.range = (1, 0, -1)
 
     def read(self, addr: int, size: int) -> bytes:
@@ -279,7 +229,9 @@ class Machine:
             written = int(s[native.WATCH_WRITTEN])
             if stop is not None or not s[native.STOPPED]:
                 continue
-            if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
+            if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+                stop = Stop("hit")
+            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
                 wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
@@ -338,6 +290,8 @@ class Machine:
         refused = cpu.go(end)
         self._settle(cpu.nip)
         self._code[cpu.number].forget_written(self.watch_pages)
+        if s[native.WATCH_WRITTEN] & native.STOPPED_AT_RANGE and self._on_range:
+            self._on_range(cpu.number)
         if cpu.interrupt >= 0 or refused:
             s[native.BUDGET] -= 1
         if cpu.interrupt >= 0:
@@ -347,6 +301,8 @@ class Machine:
     def _finish_block(self, cpu: Cpu, until_tick: int) -> Stop | None:
         """Run the first instructions of the block at NIP, up to exactly `until_tick`."""
         nip = cpu.nip
+        if until_tick <= self.tick:  # asked to stop where it starts, Unicorn fetches before it
+            return None
         end = nip + 4 * (until_tick - self.tick)
         cpu.drop_code(nip, end + 4)
         try:
@@ -521,6 +477,10 @@ class Machine:
         finally:
             end_watching()
         return steps
+
+    def pages_written(self) -> list[int]:
+        """Numbers of all pages that were ever written, by the guest or the loader."""
+        return sorted({*np.flatnonzero(self.dirty | self._unhashed).tolist(), *self._page_digests})
 
     def take_dirty(self) -> npt.NDArray[np.int64]:
         """Pages written since the last call; the next write to each is seen again."""

@@ -80,6 +80,14 @@ class Patcher:
         row = _ROWS[name]
         return self.store(name, struct.pack(self.order + ("Q" if row.size == 8 else "I"), value))
 
+    def doubleword(self, name: str, value: int) -> bool:
+        """Set a variable of 8 bytes, whatever its row says; False if there is none."""
+        return self.store(name, struct.pack(self.order + "Q", value))
+
+    def size(self, name: str) -> int:
+        """Bytes of a variable, 0 if there is none or it does not say."""
+        return self.symbols.get(name, (0, 0))[1]
+
     def read(self, name: str) -> int | None:
         """A 32-bit variable, None if there is none."""
         place = self.symbols.get(name)

@@ -19,9 +19,10 @@ from typing import Final
 from emulator import handover
 from emulator.coredump import build_core_header
 from emulator.devicetree import DeviceTree, Node
-from emulator.errors import LimitError, PlacementError
+from emulator.errors import LimitError, PlacementError, size_words
 from emulator.handoff import (
     BACKUP_BYTES,
+    FLAG_OFFSET,
     FLAGS,
     LOW_COPY_BYTES,
     LOW_FIELDS,
@@ -419,10 +420,18 @@ class _Loader:
         if backup is not None:
             patcher.number("panic_kernel", 1)
             patcher.number("backup_start", backup.addr)
+        if patcher.size("run_at_load") == 8:
+            return self._patch_proposed(patcher)
         flag = patcher.read("run_at_load")
         if self.options.panic and flag == RUN_AT_ZERO_MAGIC:
             flag = RUN_AT_LOAD
             patcher.number("run_at_load", flag)
+        return flag
+
+    def _patch_proposed(self, patcher: Patcher) -> int:
+        """The thread's snippet 3: a variable of 8 bytes, set to 1 under KEXEC_ON_CRASH."""
+        flag = RUN_AT_LOAD if self.options.panic else 0
+        patcher.doubleword("run_at_load", flag)
         return flag
 
     def _patch_digest(self, patcher: Patcher, purgatory: str) -> str:
@@ -473,7 +482,8 @@ def _machine_tree(options: LoadOptions, dtb: DeviceTree | None) -> DeviceTree:
         )
     if top > options.mem_bytes:
         raise PlacementError(
-            f"{tree.name}: memory up to {top:#x}, but the machine has {options.mem_bytes:#x}",
+            f"{tree.name}: memory up to {top:#x}, but the machine has"
+            f" {size_words(options.mem_bytes)}",
             hint=f"Use --mem {top >> 20}M.",
         )
     return tree
@@ -533,13 +543,14 @@ def _address_map(
 
 
 def _kernel_flags(kernel: KernelImage) -> tuple[tuple[Flag, int], ...]:
-    """The flags of this kernel: by symbol; of a stripped one the flag whose place is ABI."""
+    """The flags of this kernel: by symbol, or by the magic at the place that is ABI."""
     found = []
+    magic = RUN_AT_ZERO_MAGIC.to_bytes(4, "big" if kernel.big_endian else "little")
     for flag in FLAGS:
         addr = kernel.symbols.find(flag.symbol)
         if addr is not None:
             found.append((flag, addr - kernel.link_vaddr))
-        elif not len(kernel.symbols) and flag.symbol == "__run_at_load":
+        elif flag.at == FLAG_OFFSET and kernel.low256[flag.at : flag.at + flag.size] == magic:
             found.append((flag, flag.at))
     return tuple((flag, at) for flag, at in found if 0 <= at <= kernel.mem_bytes - flag.size)
 
@@ -552,7 +563,8 @@ def _low_fields(kernel: KernelImage) -> tuple[tuple[LowField, int], ...]:
         if addr is not None and addr - kernel.link_vaddr < LOW_COPY_BYTES:
             found.append((row, addr - kernel.link_vaddr))
         elif addr is None and row.at is not None:
-            stripped = not len(kernel.symbols) and row.name == "__run_at_load"
-            if stripped or row.name in ("entry", "__secondary_hold"):
+            magic = RUN_AT_ZERO_MAGIC.to_bytes(4, "big" if kernel.big_endian else "little")
+            unnamed = row.at == FLAG_OFFSET and kernel.low256[row.at : row.at + 4] == magic
+            if unnamed or row.name in ("entry", "__secondary_hold"):
                 found.append((row, row.at))
     return tuple(sorted(found, key=lambda item: item[1]))

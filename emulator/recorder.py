@@ -12,14 +12,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
+from emulator.adversary import Adversary
 from emulator.devicetree import DeviceTree
 from emulator.errors import LimitError, PlacementError
-from emulator.handoff import STAGE_BY_ID
+from emulator.handoff import (
+    CRASH_SIGNATURE,
+    LOW_COPY_BYTES,
+    PURGATORY_SYMBOLS,
+    STAGE_BY_ID,
+)
 from emulator.images import KernelImage, read_device_tree, read_kernel, read_purgatory
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
 from emulator.placement import Addresses, LoadOptions, Placement, place
-from emulator.ppc64 import MSR_IR
 from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
 from emulator.schedule import Schedule
@@ -34,6 +39,8 @@ MAX_BLOCK_TICKS: Final = 512
 """Unicorn translates at most so many instructions at once."""
 SUSPICIOUS_BYTES: Final = 128
 """A slice that stayed within so many bytes of code may be a spin: it is probed."""
+MAX_STEPS_IN_LOW: Final = 4096
+"""So many instructions of a secondary in low memory are looked at one by one."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +56,12 @@ class RunSpec:
     base_addr: int | None = None
     checks: bool = True
     debug: bool = False
+    signature: bool = False
+    """The old kernel leaves 0xfeed1234 in r6, as kexec_sequence of 2.6.28-rc1 did after a crash."""
     quantum: int = DEFAULT_QUANTUM
     seed: int = 0
+    schedule: str = ""
+    """A schedule that looks for trouble (`adversary`); "" for quantum and seed alone."""
     until: str | None = None
     """A symbol of the kernel, or a tick in decimal."""
     limit_ticks: int = DEFAULT_LIMIT_TICKS
@@ -81,12 +92,17 @@ class RunSpec:
             raise LimitError(f"limit of {spec.limit_ticks} ticks", hint="give 1..2^40")
         if not 0 <= spec.seed < 1 << 64:
             raise LimitError(f"seed {spec.seed}", hint="give a number below 2^64")
-        Schedule(spec.quantum, spec.seed)
+        spec.make_schedule()
         places = Addresses.__dataclass_fields__
         for name, value in (spec.addresses or {}).items():
             if name not in places or type(value) is not int:
                 raise PlacementError(f"address {name!r} is {value!r}", hint=f"know {list(places)}")
         return spec
+
+    def make_schedule(self) -> Schedule | Adversary:
+        """The schedule that it asks for."""
+        base = Schedule(self.quantum, self.seed)
+        return Adversary(self.schedule, base) if self.schedule else base
 
     @property
     def load_options(self) -> LoadOptions:
@@ -100,6 +116,7 @@ class RunSpec:
             boot_cpu=self.boot_cpu,
             mem_bytes=self.mem_bytes,
             base_addr=self.base_addr,
+            entry_r6=CRASH_SIGNATURE if self.signature and self.mode == "load-panic" else 0,
         )
 
     @property
@@ -111,9 +128,10 @@ class RunSpec:
 _NONE: Final = type(None)
 _SPEC_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "mode": (str,), "append": (str,), "cpus": (int,), "boot_cpu": (int,), "mem_bytes": (int,),
-    "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,), "quantum": (int,),
+    "base_addr": (int, _NONE), "checks": (bool,), "debug": (bool,),
+    "signature": (bool,), "quantum": (int,), "seed": (int,), "schedule": (str,),
+    "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
     "corrupt": (int, _NONE),
-    "seed": (int,), "until": (str, _NONE), "limit_ticks": (int,), "addresses": (dict, _NONE),
 }  # fmt: skip
 
 
@@ -141,11 +159,14 @@ class Prepared:
     def record(self) -> Record:
         """The placement record of the trace: what was put where."""
         p = self.placement
+        places = p.purgatory_symbols
         return {
             "t": "placement",
             "engine": ENGINE_REVISION,
             "kernel_addr": hex64(p.kernel_addr),
             "kernel_bytes": self.kernel.mem_bytes,
+            "link_addr": hex64(self.kernel.link_vaddr),
+            "kernel_low": self.kernel.low256[:LOW_COPY_BYTES].hex(),
             "entry_addr": hex64(p.entry_addr),
             "purgatory_addr": hex64(p.purgatory_addr),
             "dt_addr": hex64(p.dt_addr),
@@ -163,6 +184,11 @@ class Prepared:
             "segments": [
                 {"name": s.name, "addr": hex64(s.addr), "bytes": len(s.data), "mem": s.mem_bytes}
                 for s in p.segments
+            ],
+            "variables": [
+                {"name": row.name, "addr": hex64(places[row.name][0]), "size": row.size}
+                for row in PURGATORY_SYMBOLS
+                if row.name in places and row.name != "purgatory_start"
             ],
             "flags": [
                 {"name": flag.name, "addr": hex64(p.kernel_addr + at), "at": at, "size": flag.size}
@@ -211,6 +237,17 @@ class Parked:
     """(physical address, content) of what it reads and of the instructions it runs."""
 
 
+def _telling(adversary: Adversary, emit: Emit) -> Emit:
+    """Let a schedule know of every write into 0x0-0x100 that is emitted."""
+
+    def tell(record: Record) -> None:
+        if record["t"] == "event" and record["kind"] == "low-write":
+            adversary.wrote(record["cpu"])
+        emit(record)
+
+    return tell
+
+
 class Recorder:
     """Runs a hand-off to its end and emits its records.
 
@@ -230,12 +267,17 @@ class Recorder:
         on_checkpoint: Callable[[Run], object] = lambda run: run.machine.take_dirty(),
     ) -> None:
         self.spec = prepared.spec
+        self.schedule = self.spec.make_schedule()
+        if isinstance(self.schedule, Adversary):
+            emit = _telling(self.schedule, emit)
         self.run = prepared.start(emit)
-        self.schedule = Schedule(self.spec.quantum, self.spec.seed)
+        if isinstance(self.schedule, Adversary):
+            self.schedule.attach(lambda: self.run.machine.tick)
         self._emit, self._poll, self._on_checkpoint = emit, poll, on_checkpoint
         self._parked: dict[int, Parked] = {}
         self._not_spins: set[tuple[int, int, int]] = set()
         self._slices = 0
+        self._steps_in_low: dict[int, int] = {}
         self._last_checkpoint = 0
         self._bases_seen = {"hand-over"}
 
@@ -258,6 +300,7 @@ class Recorder:
             if cancelled:
                 end = self._end("cancelled", cancelled, last, ok=False)
         self._checkpoint()
+        self._emit(self.run.facts.record())
         self._emit(end)
         return end
 
@@ -269,7 +312,7 @@ class Recorder:
         ceiling = self.spec.limit_ticks if stop_at is None else stop_at
         target = min(begin + self.schedule.length(self._slices, running), ceiling)
         self._slices += 1
-        stop = self.run.advance(cpu, target, exact=False)
+        stop = self._go(cpu, target)
         if stop.why == "limit" and target == ceiling and ceiling - machine.tick <= MAX_BLOCK_TICKS:
             stop = self.run.advance(cpu, ceiling, exact=True)  # the part of a block that is left
         if stop.why == "limit":
@@ -277,6 +320,28 @@ class Recorder:
         if machine.tick > begin:
             self._emit_slice(cpu, begin)
         return self._ended(cpu, stop)
+
+    def _go(self, cpu: int, target: int) -> Stop:
+        """Run one CPU; a secondary in low memory step by step, for what it executes there.
+
+        It does not stay there long: it is parked, or it goes on into the kernel.
+        """
+        stepped = cpu != self.run.placement.boot_cpu and self.run.in_low_memory(cpu)
+        if not stepped or self._steps_in_low.get(cpu, 0) >= MAX_STEPS_IN_LOW:
+            return self.run.advance(cpu, target, exact=False)
+        room = min(PROBE_STEPS, target - self.run.machine.tick)
+        self._steps_in_low[cpu] = self._steps_in_low.get(cpu, 0) + room
+        begin = self.run.machine.tick
+        steps = self.run.trace_steps(cpu, room)
+        if self.run.machine.tick == begin + room:
+            self._park(cpu, begin, find_spin(steps))
+            return Stop("stepped")
+        return self.run.advance(cpu, target, exact=False)  # it faults, and says why
+
+    def _park(self, cpu: int, begin: int, spin: Spin | None) -> None:
+        if spin is not None:
+            self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
+            self._watch_parked()
 
     def _emit_slice(self, cpu: int, begin: int) -> None:
         nip, symbol, stage = self.run.where(cpu)
@@ -307,9 +372,7 @@ class Recorder:
         spin = find_spin(self.run.trace_steps(cpu, PROBE_STEPS))
         if spin is None:
             self._not_spins.add(key)
-        else:
-            self._parked[cpu] = Parked(begin, spin, self._depends_on(cpu, spin))
-            self._watch_parked()
+        self._park(cpu, begin, spin)
 
     def _watch_parked(self) -> None:
         """A write to what a parked CPU depends on ends the slice of the writer at once."""
@@ -370,9 +433,10 @@ class Recorder:
             return self._end("until", f"--until {spec.until} reached", reached[1], ok=True)
         if spec.until_tick is not None and tick >= spec.until_tick:
             return self._end("until", f"--until {spec.until} reached", cpu, ok=True)
-        if spec.until is None and (self.run.tracker.complete or self._complete_unnamed()):
-            boot = "in start_kernel" if self.run.tracker.complete else "runs translated"
-            text = f"the hand-off is complete: boot CPU {boot}"
+        if self.run.tracker.complete and spec.until is None:
+            named = self.run.tracker.cpus[self.run.placement.boot_cpu].base == "start_kernel"
+            place = "start_kernel" if named else "the new kernel"
+            text = f"the hand-off is complete: boot CPU in {place}"
             others = spec.cpus - 1
             if others:
                 text += f", {others} secondar{'y' if others == 1 else 'ies'} released"
@@ -380,13 +444,6 @@ class Recorder:
         if tick >= spec.limit_ticks:
             return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
         return None
-
-    def _complete_unnamed(self) -> bool:
-        """Of a kernel without names: the boot CPU's MMU is on and every secondary was released."""
-        tracker, boot = self.run.tracker, self.run.placement.boot_cpu
-        if tracker.names_start_kernel or not tracker.all_released:
-            return False
-        return bool(self.run.machine.cpus[boot].msr & MSR_IR)
 
     def _stuck(self) -> Record:
         """Every CPU spins: say where the boot CPU does, and since when."""

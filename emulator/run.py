@@ -17,6 +17,7 @@ import numpy.typing as npt
 from emulator import native
 from emulator.cpu import Cpu
 from emulator.disassembly import disassemble
+from emulator.facts import Arrival, Facts
 from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
 from emulator.images import KernelImage
@@ -25,7 +26,7 @@ from emulator.mmu import ACCESS_FETCH
 from emulator.placement import Placement
 from emulator.ppc64 import MSR_LE
 from emulator.schedule import mix
-from emulator.stages import Change, StageTracker, code_rows, native_ranges
+from emulator.stages import Change, CodeRow, StageTracker, code_rows, native_ranges
 
 Record = dict[str, Any]
 Emit = Callable[[Record], None]
@@ -66,13 +67,19 @@ class Run:
         counting: bool = True,
     ) -> None:
         self.placement, self.kernel, self._emit, self._until = placement, kernel, emit, until
-        rows = code_rows(placement, kernel, moved=False, until=until)
+        self._entered: set[str] = set()
+        """Regions of which the first entry has been noted, so that no stop is needed there."""
+        self._arrivals: dict[tuple[int, int], Arrival] = {}
+        self._interrupted_at: tuple[int, int] = (-1, -1)
+        self.facts = Facts(placement)
+        rows = self._code_rows(moved=False)
         self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
         self.names = placement.address_map
         self.on_access: Callable[[Access], None] | None = None
         """Takes the accesses that a query looks for; they are no events then."""
         self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
         """Takes the rows of `Machine.take_trail` after each slice."""
+        self._moved = False
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -84,6 +91,7 @@ class Run:
             ranges=native_ranges(rows) if counting else (),
             hypercall=partition.answer,
             on_exception=self._note_exception,
+            on_range=self._stands_at_range,
             counting=counting,
         )
         for segment in placement.segments:
@@ -103,10 +111,15 @@ class Run:
         rows = [Watch(0, LOW_COPY_BYTES, native.LOG_WRITE)]
         for flag, at in self.placement.flags:
             rows.append(Watch(at, at + flag.size, native.LOG_READ))
-            if self.placement.kernel_addr:
-                start = self.placement.kernel_addr + at
-                rows.append(Watch(start, start + flag.size, both))
+        start = self.placement.kernel_addr
+        if start:
+            rows.append(Watch(start, start + LOW_COPY_BYTES, both))
         return rows
+
+    def _code_rows(self, *, moved: bool) -> list[CodeRow]:
+        return code_rows(
+            self.placement, self.kernel, moved=moved, until=self._until, entered=self._entered
+        )
 
     def watch_also(self, places: Sequence[tuple[int, int]]) -> None:
         """Watch further [lo, hi) for writes, as far as watches are left: they end a writer's slice.
@@ -138,31 +151,71 @@ class Run:
 
     def trace_steps(self, cpu: int, count: int) -> list[Step]:
         """Run `count` instructions one by one (`Machine.trace_steps`), with their events."""
+        begin = self.machine.tick
         steps = self.machine.trace_steps(cpu, count)
         self._drain()
+        if self.tracker.cpus[cpu].stage == "hold" or (
+            steps and steps[0].nip & native.EA_MASK < LOW_COPY_BYTES
+        ):
+            names = [self.names.name_at(step.nip) for step in steps]
+            self.facts.executed(cpu, (begin, self.machine.tick), steps, names)
         return steps
+
+    def in_low_memory(self, cpu: int) -> bool:
+        """Whether a CPU stands in real 0x0-0x100."""
+        return self.machine.cpus[cpu].nip & native.EA_MASK < LOW_COPY_BYTES
 
     def _drain(self) -> None:
         if self.on_trail is not None:
             self.on_trail(self.machine.take_trail())
         for row in self.machine.take_log():
             if row.kind == native.LOG_RANGE:
-                change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value)
-                if change is not None:
-                    self._note_stage(change)
-                if self.tracker.moved and not self.names.kernel_at_zero:
-                    self._kernel_moved()
+                self._note_range(row)
             elif self.on_access is not None:
                 self.on_access(row)
             else:
                 self._note_access(row)
+        self._arrivals.clear()
+
+    def _note_range(self, row: Access) -> None:
+        interrupted = self._interrupted_at == (row.cpu, row.tick)
+        came_from = self.tracker.cpus[row.cpu].region
+        change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value, interrupted=interrupted)
+        if change is not None:
+            self._note_stage(change)
+        seen = self._arrivals.get((row.cpu, row.tick))
+        region = self.tracker.cpus[row.cpu].region
+        is_vector = region == "kernel-at-0" and not self.tracker.moved
+        if seen is not None and region != came_from and not is_vector:
+            self.facts.entered(seen, region)
+        if region in ("purgatory", "kernel") and region not in self._entered:
+            self._entered.add(region)
+            self.machine.set_ranges(native_ranges(self._set_rows()), anew=False)
+        if self.tracker.moved and not self._moved:
+            self._kernel_moved()
+
+    def _set_rows(self) -> list[CodeRow]:
+        self.tracker.rows = self._code_rows(moved=self.tracker.moved)
+        return self.tracker.rows
 
     def _kernel_moved(self) -> None:
         """From here on the kernel's names and stages belong to its copy at 0."""
+        self._moved = True
         self.names = self.names.moved(True)
-        rows = code_rows(self.placement, self.kernel, moved=True, until=self._until)
-        self.tracker.rows = rows
-        self.machine.set_ranges(native_ranges(rows))
+        self.machine.set_ranges(native_ranges(self._set_rows()))
+
+    def _stands_at_range(self, cpu: int) -> None:
+        """A CPU stands at the first instruction of a row with `stop`: look at it while it does."""
+        machine = self.machine
+        at = machine.cpus[cpu].nip & native.EA_MASK
+        kernel = self.placement.kernel_addr
+        if at < LOW_COPY_BYTES:
+            place = "low"
+        elif kernel <= at < kernel + self.kernel.mem_bytes:
+            place = "kernel"
+        else:
+            place = "purgatory"
+        self._arrivals[cpu, machine.tick] = self.facts.arrive(machine, cpu, place)
 
     def _random(self) -> int:
         self._drawn += 1
@@ -208,6 +261,10 @@ class Run:
         """A watched access: a write into 0x0-0x100, or a touch of a flag."""
         stage = self.tracker.cpus[row.cpu].stage
         writes = row.kind == native.LOG_WRITE
+        head = self.placement.kernel_addr
+        if head and head - 8 < row.addr < head + LOW_COPY_BYTES and self._is_fact(row, stage):
+            symbol = self.names.name_at(row.nip)
+            self.facts.accessed(row, stage, symbol, self._ordered(row))
         if writes and row.addr < LOW_COPY_BYTES:
             self.event(
                 "low-write", row.tick, row.cpu, row.nip,
@@ -229,6 +286,16 @@ class Run:
                     addr=row.addr, size=row.size, value=self._ordered(row), text=flag.name,
                 )  # fmt: skip
 
+    def _is_fact(self, row: Access, stage: str) -> bool:
+        """Whether the rules ask for an access to the kernel's first bytes.
+
+        Until the kernel has decided where to run: all writes, and its own reads. After that, who is
+        not in the kernel yet.
+        """
+        if row.kind == native.LOG_WRITE:
+            return not self.tracker.decided or stage in ("hand-over", "hold", "purgatory", "digest")
+        return row.cpu == self.placement.boot_cpu and stage in ("head", "relocate", "copy")
+
     def _ordered(self, row: Access) -> int:
         """The value of an access in the byte order that the CPU had."""
         raw = row.value.to_bytes(row.size, "big")
@@ -241,13 +308,16 @@ class Run:
         return ""
 
     def _note_hypercall(self, cpu: int, text: str, number: int) -> None:
+        self.tracker.called(cpu)
         nip = self.machine.cpus[cpu].nip - 4
         self.event("hypercall", self.machine.tick, cpu, nip, value=number, text=text)
 
     def _note_exception(self, cpu: int, name: str, vector: int, nip: int) -> None:
+        self._interrupted_at = (cpu, self.machine.tick)
         self.event("exception", self.machine.tick, cpu, nip, value=vector, text=name)
 
     def _put_console(self, cpu: int, data: bytes) -> None:
+        self.tracker.called(cpu)
         tick = self.machine.tick
         self._emit({"t": "console", "tick": tick, "cpu": cpu, "data": data.hex()})
         nip = self.machine.cpus[cpu].nip - 4

@@ -12,6 +12,7 @@ entered and lasts, whatever it calls, until the next.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -42,7 +43,12 @@ class CodeRow:
 
 
 def code_rows(
-    placement: Placement, kernel: KernelImage, *, moved: bool, until: str | None = None
+    placement: Placement,
+    kernel: KernelImage,
+    *,
+    moved: bool,
+    until: str | None = None,
+    entered: Collection[str] = (),
 ) -> list[CodeRow]:
     """All rows of a run, disjoint and ascending.
 
@@ -51,6 +57,8 @@ def code_rows(
         kernel: for its symbols.
         moved: the kernel runs at 0 now, so addresses that both copies claim belong to that one.
         until: a symbol at which the run is to stop.
+        entered: regions that have been entered; at the first entry into purgatory and kernel, and
+            at each into low memory, the CPU stops for a moment.
     """
     kernel_addr, kernel_bytes = placement.kernel_addr, kernel.mem_bytes
     zero_end = kernel_bytes if moved else min(kernel_bytes, kernel_addr)
@@ -76,11 +84,17 @@ def code_rows(
     for base, region in ((kernel_addr, "kernel"), (0, "kernel-at-0")):
         for row in _kernel_functions(kernel, base, region, until):
             rows = _lay(rows, row, only_in=region)
-    return _lay(rows, CodeRow(0, LOW_COPY_BYTES, "hold", "low"))
+    rows = _lay(rows, CodeRow(0, LOW_COPY_BYTES, "hold", "low", stop=True))
+    stops = {"purgatory", "kernel"} - set(entered)
+    return [replace(row, stop=True) if row.region in stops else row for row in rows]
 
 
 def _interrupts_end(kernel: KernelImage) -> int:
-    """Offset behind the exception vectors, which are copied to 0 even when the kernel stays."""
+    """Offset behind the exception vectors, which are copied to 0 even when the kernel stays.
+
+    Of a kernel that does not name their end nothing is known; there an entry that no interrupt
+    makes is taken as the kernel's own (`StageTracker.enter`).
+    """
     end = kernel.symbols.find("__end_interrupts")
     return LOW_COPY_BYTES if end is None else max(0, end - kernel.link_vaddr)
 
@@ -175,6 +189,8 @@ class CpuStage:
     """What the generic kernel code counts as: the last milestone."""
     since: int = 0
     released: bool = False
+    region: str = ""
+    """Region of the row that it entered last."""
 
 
 @dataclass(frozen=True)
@@ -196,24 +212,37 @@ class StageTracker:
         self.cpus = [CpuStage() for _ in range(cpus)]
         self.boot_cpu = boot_cpu
         self.moved = False
+        self.decided = False
+        """The boot CPU runs the kernel's C code: where the kernel runs is settled."""
+        self.spoke = False
+        """The boot CPU has called the hypervisor from the new kernel."""
         self.digest_checked = False
         """The boot CPU has been in the digest check."""
         self.until_reached: tuple[int, int] | None = None
         """(tick, cpu) at which the row `until` was entered."""
 
-    def enter(self, tick: int, cpu: int, nip: int, ident: int) -> Change | None:
-        """Take in one row of the native log; the stage change it means, if any."""
+    def enter(
+        self, tick: int, cpu: int, nip: int, ident: int, *, interrupted: bool = False
+    ) -> Change | None:
+        """Take in one row of the native log; the stage change it means, if any.
+
+        `interrupted`: an interrupt took the CPU there, so that it may be a vector.
+        """
         row = None if ident < 0 else self.rows[ident & (RANGE_STOP - 1)]
         at = self.cpus[cpu]
         if row is not None and row.stage == UNTIL:
             self.until_reached = self.until_reached or (tick, cpu)
             return None
         if row is not None and row.region == "kernel-at-0" and cpu == self.boot_cpu:
-            self.moved = True
+            self.moved = self.moved or (self.in_kernel and not interrupted)
+        at.region = row.region if row is not None else ""
         stage = self._stage_of(row, cpu, at)
+        if cpu == self.boot_cpu and at.base in ("early_setup", "start_kernel"):
+            self.decided = True
         if stage == at.stage:
             return None
-        released = at.stage == "hold" and stage != "hold" and not at.released
+        released = at.stage == "hold" and stage in (*_KERNEL_BASES, "relocate", "copy")
+        released = released and not at.released
         at.released = at.released or released
         at.stage, at.since = stage, tick
         self.digest_checked = self.digest_checked or stage == "digest"
@@ -244,20 +273,26 @@ class StageTracker:
             return self.cpus[cpu].stage
         return self._stage_of(row, cpu, replace(self.cpus[cpu]))
 
-    @property
-    def all_released(self) -> bool:
-        """Every secondary has left the hold loop."""
-        return all(c.released for n, c in enumerate(self.cpus) if n != self.boot_cpu)
+    def called(self, cpu: int) -> None:
+        """A CPU has called the hypervisor, which a kernel does once it knows where it runs."""
+        if cpu == self.boot_cpu and self.in_kernel:
+            self.decided = self.spoke = True
 
     @property
-    def names_start_kernel(self) -> bool:
-        """The kernel names the place where the hand-off is complete."""
-        return any(row.stage == "start_kernel" for row in self.rows)
+    def in_kernel(self) -> bool:
+        """The boot CPU has come to the new kernel."""
+        return self.cpus[self.boot_cpu].base in _KERNEL_BASES
 
     @property
     def complete(self) -> bool:
-        """The boot CPU is in start_kernel and every secondary has left the hold loop."""
-        return self.cpus[self.boot_cpu].base == "start_kernel" and self.all_released
+        """The boot CPU is in start_kernel and every secondary has left the hold loop.
+
+        Of a kernel that does not name start_kernel: it has called the hypervisor.
+        """
+        others = [c for n, c in enumerate(self.cpus) if n != self.boot_cpu]
+        named = any(row.stage == "start_kernel" for row in self.rows)
+        started = self.cpus[self.boot_cpu].base == "start_kernel" if named else self.spoke
+        return started and all(c.released for c in others)
 
 
 _KERNEL_BASES: Final = ("head", "early_setup", "start_kernel", "joins")

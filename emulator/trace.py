@@ -29,7 +29,9 @@ from emulator.records import (
     EVENT_KINDS,
     Json,
     canonical_json,
+    check_facts,
     check_fields,
+    check_placement,
     clean_text,
     parse_document,
 )
@@ -100,6 +102,7 @@ class TraceWriter:
         self._digest = TraceDigest()
         self._spec: Json = {}
         self._placement: Json | None = None
+        self._facts: Json | None = None
         self._images: dict[str, str] = {}
         self._packed: list[tuple[Any, ...]] = []
         self._packing: threading.Thread | None = None
@@ -179,7 +182,7 @@ class TraceWriter:
         elif kind == "progress":
             self.tick = max(self.tick, check_fields("progress", record)[0])
             self._meta["progress"] = str(self.tick)
-        elif kind in ("placement", "end", "error"):
+        elif kind in ("placement", "facts", "end", "error"):
             self._add_document(kind, record)
         else:
             raise TraceCorruptError(f"a record of unknown type {clean_text(repr(kind), 40)}")
@@ -219,8 +222,15 @@ class TraceWriter:
             if self._placement is not None:
                 raise TraceCorruptError("a second placement record")
             document = {key: value for key, value in record.items() if key != "t"}
+            check_placement(document)
             self._meta["placement"] = canonical_json(document)
             self._placement = document
+            return
+        if kind == "facts":
+            if self._facts is not None:
+                raise TraceCorruptError("a second record of facts")
+            self._facts = check_facts(record)
+            self._meta["facts"] = canonical_json(self._facts)
             return
         values = check_fields(kind, record)
         document = dict(zip(DOCUMENTS[kind], values, strict=True))
@@ -263,7 +273,9 @@ class TraceWriter:
             self.abort("failed", why)
             raise TraceError(why, hint="" if self.error is None else self.error["hint"])
         self._join_packing()
-        digest = self._digest.hexdigest(self._spec, self._images, self._placement or {}, self.end)
+        digest = self._digest.hexdigest(
+            self._spec, self._images, self._placement or {}, self.end, self._facts
+        )
         self._meta |= {"digest": digest, "status": "finished"}
         self._close()
         return digest

@@ -1,7 +1,7 @@
 """The trace format, version by version: the schema with its columns, the rows, the digest.
 
 Log of versions (did you bump TRACE_VERSION? is README.md updated? is an old trace refused by name?)
-    1   first released format
+    1   first released format; meta may hold "facts" (JSON), which older traces do not have
 
 Not here: writing (`trace.py`) and reading what a stranger may have made (`trace_reader.py`).
 """
@@ -158,11 +158,19 @@ class TraceDigest:
         self._tables[kind].update(canonical_json(cells).encode() + b"\n")
         self._rows[kind] += 1
 
-    def hexdigest(self, spec: Json, images: Mapping[str, str], placement: Json, end: Json) -> str:
+    def hexdigest(
+        self,
+        spec: Json,
+        images: Mapping[str, str],
+        placement: Json,
+        end: Json,
+        facts: Json | None = None,
+    ) -> str:
         """Return the digest of the whole trace; `images` maps a role to its sha256."""
         whole = hashlib.sha256()
         lines: list[Any] = [{"version": TRACE_VERSION}, spec, dict(images), placement]
         lines += [[kind, self._rows[kind], self._tables[kind].hexdigest()] for kind in INSERT]
+        lines += [facts] if facts else []
         for line in [*lines, end]:
             whole.update(canonical_json(line).encode() + b"\n")
         return whole.hexdigest()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from emulator.evidence import Evidence
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import Event, TraceReader
@@ -92,8 +93,10 @@ def verdict(reader: TraceReader) -> Verdict:
         reader.last_tick,
     )
     touches = _touches(reader, row, kernel_addr)
-    asked = "stay" if spec.get("mode") == "load-panic" else "move"
+    asked = _asked(spec, placement)
     outcome = _outcome(row, int(spec.get("boot_cpu", 0)), kernel_addr)
+    if reader.facts is not None:
+        outcome = _seen_outcome(Evidence.of_trace(reader), row, outcome)
     word = _word(reader, outcome)
     custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
     sentence = _sentence(reader, word, asked, touches, kernel_addr)
@@ -154,7 +157,7 @@ def _asked_step(spec: dict[str, Any], placement: dict[str, Any]) -> Step:
     value = number(placement.get("run_at_load"))
     panic = spec.get("mode") == "load-panic"
     text = (
-        "The loader puts 1 into purgatory's own copy at 0x5c (KEXEC_ON_CRASH): stay."
+        "The loader puts 1 into purgatory's run_at_load (KEXEC_ON_CRASH): stay."
         if panic and value == 1
         else "A panic kernel is asked to stay where it was loaded."
         if panic
@@ -183,6 +186,22 @@ def _outcome(row: Lanes, boot_cpu: int, kernel_addr: int | None) -> tuple[str, S
     ran = [low, *(_real(stay.nip) for stay in heads[-1:])]
     moved = kernel_addr > 0 and any(addr is not None and addr < kernel_addr for addr in ran)
     return ("MOVES" if moved else "STAYS"), setup
+
+
+def _asked(spec: dict[str, Any], placement: dict[str, Any]) -> str:
+    """A crash kernel is to stay, and so is one that was linked to run where it lies."""
+    kernel, link = number(placement.get("kernel_addr")), number(placement.get("link_addr"))
+    linked_there = kernel and link is not None and link & ~TOP_BITS == kernel
+    return "stay" if spec.get("mode") == "load-panic" or linked_there else "move"
+
+
+def _seen_outcome(
+    seen: Evidence, row: Lanes, found: tuple[str, Stay] | None
+) -> tuple[str, Stay] | None:
+    """What the rules judge by, where the trace has it: no name of a function is needed then."""
+    word = {"stayed": "STAYS", "relocated": "MOVES"}.get(seen.outcome)
+    stay = found[1] if found else row.at(seen.boot_cpu, seen.decided_tick or 0)
+    return None if word is None or stay is None else (word, stay)
 
 
 def _outcome_step(outcome: tuple[str, Stay] | None, kernel_addr: int | None) -> tuple[Step, ...]:

@@ -22,8 +22,11 @@ PLACEMENT: dict[str, Any] = {
     "purgatory_addr": 0x1EFF0000, "dt_addr": 0x8000000,
     "debug": ["kernel is 2000000", "dt_offset is 8000000", "run_at_load flag is 1"],
     "low_fields": [
+        {"name": "entry", "at": 0, "size": 4, "note": ""},
         {"name": "__secondary_hold_spinloop", "at": 0x38, "size": 8, "note": ""},
         {"name": "__secondary_hold_acknowledge", "at": 0x40, "size": 8, "note": ""},
+        {"name": "__run_at_load", "at": 0x5C, "size": 4, "note": ""},
+        {"name": "__secondary_hold", "at": 0x60, "size": 0xA0, "note": ""},
     ],
 }  # fmt: skip
 FLAG_TICK = 1_508_330_035
@@ -189,3 +192,70 @@ def state(tick: int) -> dict[str, Any]:
                    "value": f"0x{flag:08x}"}],
         "disassembly": {str(cpu): code for cpu in range(4)},
     }  # fmt: skip
+
+
+_CODE = (
+    ("ori     r6,r6,1884", {}, []),
+    ("lwz     r7,0(r6)", {"r7": ["0x0000000000000000", "0x0000000000000001"]}, []),
+    ("mr      r3,r16", {"r3": ["0x0000000000000000", "0x0000000008000000"]}, []),
+    ("mfmsr   r5", {"r5": ["0x0000000000000000", "0x8000000000001001"]}, []),
+)
+
+
+def window(tick: int, before: int, after: int) -> dict[str, Any]:
+    """Return what a session would answer to a question for the instructions round a tick."""
+    steps = []
+    for at in range(max(tick - before + 1, 1), min(tick + after, LAST_TICK) + 1):
+        text, changed, memory = _CODE[at % 4]
+        if at == FLAG_TICK:
+            text, changed = "stw     r7,92(r4)", {}
+            memory = [{"kind": "w", "addr": f"0x{KERNEL_ADDR + 0x5C:016x}", "size": 4,
+                       "value": "0x1", "old": "0x72756e30"}]  # fmt: skip
+        steps.append({
+            "tick": at, "cpu": 0, "nip": f"0x{0x1EFF0000 + 4 * (at % 4096):016x}",
+            "word": "0x60c6075c", "bytes": "5c07c660", "text": text, "symbol": "master+0xf0/0x110",
+            "stage": "purgatory", "le": at <= FLAG_TICK + 9, "changed": changed, "memory": memory,
+        })  # fmt: skip
+    return {"tick": tick, "steps": steps}
+
+
+def _accesses(lo: int, hi: int, since: int, until: int) -> dict[str, Any]:
+    rows = []
+    for tick, kind in ((FLAG_TICK, "w"), (1_508_330_099, "r"), (1_509_693_308, "r")):
+        at = KERNEL_ADDR + 0x5C
+        if since < tick <= until and lo < at + 4 and at < hi:
+            rows.append({
+                "found": True, "tick": tick, "cpu": 0, "kind": kind, "addr": f"0x{at:016x}",
+                "size": 4, "value": "0x1", "old": None, "nip": "0x0", "symbol": "master+0xf0/0x110",
+            })  # fmt: skip
+    return {"accesses": rows, "more": False}
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Answer any question of a page, as a session would."""
+    kind = question["q"]
+    if kind == "state":
+        return state(question["tick"])
+    if kind == "window":
+        found = window(question["tick"], question["before"], question["after"])
+        return found | ({"state": state(question["tick"])} if question.get("state") else {})
+    if kind == "functions":
+        spans = [{"cpu": 0, "from": question["from"], "to": question["to"], "symbol": "master",
+                  "stage": "purgatory", "blocks": 3}]  # fmt: skip
+        return {"spans": spans, "exact": True}
+    if kind == "accesses":
+        return _accesses(question["lo"], question["hi"], question["from"], question["to"])
+    if kind == "chain":
+        stored = {"what": "stored", "tick": FLAG_TICK, "cpu": 0, "text": "stw     r7,92(r4)",
+                  "symbol": "master+0xf0/0x110", "addr": "0x000000000200005c", "size": 4,
+                  "value": "0x1", "register": "r7"}  # fmt: skip
+        return {"links": [stored, {"what": "loader", "tick": None, "addr": "0x1eff075c",
+                                   "size": 4, "value": "0x1"}]}  # fmt: skip
+    found = _accesses(question.get("addr", 0), question.get("addr", 0) + 1, -1, LAST_TICK)
+    rows = [row for row in found["accesses"] if row["tick"] <= question["tick"]]
+    if kind == "next-read":
+        rows = [r for r in found["accesses"] if r["tick"] > question["tick"] and r["kind"] == "r"]
+        return rows[0] if rows else {"found": False}
+    if kind == "register-write":
+        return {"found": True, "tick": question["tick"] - 1, "cpu": question["cpu"]}
+    return rows[-1] if rows else {"found": False}

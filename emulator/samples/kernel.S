@@ -9,7 +9,20 @@
 
     .include "macros.S"
 
-    .set FLAG_STAY, 1           # __run_at_load: 1 = stay where loaded, anything else = go to 0
+# Switches (as --defsym NAME=VALUE), for the kernels of other years:
+    .macro switch name, default
+    .ifndef \name
+    .set \name, \default
+    .endif
+    .endm
+    switch OLD, 0               # 1: the head of 2008: no endian trampoline, spinloop at 0x8
+    switch FLAG, 2              # 0: none (2.6.27); 1: __kdump_flag (2.6.28-rc1); 2: __run_at_load
+    switch MAGIC, 1             # 0: no "run0" at 0x5c (no CRASH_DUMP), although the flag is read
+    switch ISERIES, 0           # 1: 0x20 holds the pointer that the iSeries hypervisor reads
+    switch RELEASE, 0           # spinloop: 0 = code address; 1 = exactly 1; 2 = descriptor (ELFv1)
+    switch PHYSICAL_START, 0    # where a kernel that does not relocate itself is linked to run
+
+    .set FLAG_STAY, 1           # the flag: 1 = stay where loaded, anything else = go to 0
     .set R_PPC64_RELATIVE, 22
 
 # swapped WORD: a big-endian instruction in a little-endian file.
@@ -41,33 +54,75 @@
     .globl _stext, __start
 _stext:
 __start:                        # 0x00: boot CPU; r3 = device tree, r4 = where this lies, r5 = 0
+    .if OLD
+    b __start_initialization_multiplatform
+    trap
+    .org 0x8
+    .else
     to_native
     b __start_initialization_multiplatform
-
     .org 0x38
+    .endif
     .globl __secondary_hold_spinloop, __secondary_hold_acknowledge
 __secondary_hold_spinloop:      # 0 = wait; else the address at which a secondary goes on
     .quad 0
 __secondary_hold_acknowledge:   # the physical id of the last secondary that has arrived
     .quad 0
 
+    .if FLAG == 1
+    .org 0x18
+    .globl __kdump_flag
+__kdump_flag:
+    .quad 0                     # nothing here says that a flag is meant
+    .size __kdump_flag, 8
+    .endif
+    .if ISERIES
+    .org 0x20
+    .quad hvReleaseData
+    .endif
+
     .org 0x5c
+    .if FLAG == 2
     .globl __run_at_load
 __run_at_load:
+    .if MAGIC
     .long 0x72756e30            # "run0": the kernel knows the flag; run at 0
+    .else
+    .long 0
+    .endif
     .size __run_at_load, 4
+    .endif
 
     .org 0x60
     .globl __secondary_hold
 __secondary_hold:               # secondaries, in the copy of these bytes at 0; r3 = physical id
+    .if OLD
+    mfmsr 24
+    ori 24, 24, 2               # MSR[RI]
+    mtmsrd 24
+    .else
     to_native
+    .endif
     mr 24, 3
     std 24, (__secondary_hold_acknowledge - _stext)(0)
     sync
 1:  ld 4, (__secondary_hold_spinloop - _stext)(0)
+    .if RELEASE == 1
+    cmpdi 4, 1
+    bne 1b
+    lis 4, .generic_secondary_smp_init@highest
+    ori 4, 4, .generic_secondary_smp_init@higher
+    sldi 4, 4, 32
+    oris 4, 4, .generic_secondary_smp_init@high
+    ori 4, 4, .generic_secondary_smp_init@l
+    .else
     cmpdi 4, 0
     beq 1b
+    .endif
     isync                       # nothing from before the release may have been fetched
+    .if RELEASE == 2
+    ld 4, 0(4)
+    .endif
     mtctr 4
     mr 3, 24
     bctr
@@ -97,12 +152,21 @@ __start_initialization_multiplatform:
     b __after_prom_start
 
 # Decide, relocate, copy: the two readings of the flag that the thread of 2008 is about.
+    .macro compare_flag
+    .if FLAG == 1
+    ld 7, (__kdump_flag - _stext)(26)
+    cmpldi 7, FLAG_STAY
+    .else
+    lwz 7, (__run_at_load - _stext)(26)
+    cmplwi 7, FLAG_STAY
+    .endif
+    .endm
     .globl __after_prom_start
 __after_prom_start:
     li 25, -0x4000              # r25 = where to run: 0xc000000000000000 ...
     sldi 25, 25, 48
-    lwz 7, (__run_at_load - _stext)(26)
-    cmplwi 7, FLAG_STAY
+    .if FLAG
+    compare_flag
     bne 1f
     add 25, 25, 26              # ... or there plus the load address
 1:  mr 3, 25
@@ -110,17 +174,22 @@ __after_prom_start:
     cmpdi 26, 0
     beq start_here_multiplatform    # loaded at 0: nothing to copy
     li 3, 0
+    .else
+    lis 3, PHYSICAL_START >> 16 # no flag: it runs where it was linked, and copies itself there,
+    add 25, 25, 3               # onto itself if that is where it lies
+    .endif
     mr 4, 26
     li 6, 0x100                 # 0..0xff belong to the earlier stage: the secondaries spin there
-    lwz 7, (__run_at_load - _stext)(26)
-    cmplwi 7, FLAG_STAY
+    .if FLAG
+    compare_flag
     bne 2f
     li 5, __end_interrupts - _stext
     call copy_and_flush
     b start_here_multiplatform
+    .endif
 2:  li 5, copy_to_here - _stext
-    call copy_and_flush         # this far first, so that the rest is copied by the copy at 0
-    li 8, 3f - _stext
+    call copy_and_flush         # this far first, so that the rest is copied by the copy
+    addi 8, 3, 3f - _stext
     mtctr 8
     bctr
 3:  lis 5, (_end - _stext)@h
@@ -238,7 +307,11 @@ endfunc start_kernel
 
 # smp_release_cpus: the word at *physical* 0x38 is what the secondaries read.
 func smp_release_cpus
+    .if RELEASE == 1
+    li 4, 1
+    .else
     ld 4, 16(28)
+    .endif
     sync                        # what they will execute has to be there before the word is
     std 4, (__secondary_hold_spinloop - _stext)(0)
     sync
@@ -310,11 +383,22 @@ hex_buffer:
 init_table:
     quad_code early_setup                   # 0
     quad_code start_kernel                  # 8
+    .if RELEASE == 2
+    .quad generic_secondary_smp_init        # 16, its descriptor
+    .else
     quad_code generic_secondary_smp_init    # 16
+    .endif
     .quad linux_banner                      # 24
     .quad physical_start_text               # 32
     .quad hex_buffer                        # 40
     .size init_table, . - init_table
+    .if ISERIES
+    .globl hvReleaseData
+hvReleaseData:                  # what the hypervisor finds by the pointer at 0x20
+    .ascii "bootflow's own, and no hypervisor"
+    .balign 8
+    .size hvReleaseData, . - hvReleaseData
+    .endif
     .globl cpus_here
 cpus_here:                      # how many secondaries have come out of the hold loop
     .long 0, 0
@@ -335,7 +419,13 @@ cpus_here:                      # how many secondaries have come out of the hold
 __rela_dyn_start:
     relative_code 0, early_setup
     relative_code 8, start_kernel
+    .if RELEASE == 2
+    relative 16, generic_secondary_smp_init
+    .quad generic_secondary_smp_init, R_PPC64_RELATIVE
+    quad_code generic_secondary_smp_init
+    .else
     relative_code 16, generic_secondary_smp_init
+    .endif
     relative 24, linux_banner
     relative 32, physical_start_text
     relative 40, hex_buffer

@@ -7,6 +7,27 @@
 
     .include "macros.S"
 
+# Switches (as --defsym NAME=VALUE). The first are mechanisms of their time:
+    .macro switch name, default
+    .ifndef \name
+    .set \name, \default
+    .endif
+    .endm
+    switch SENDS, 2             # 0: no flag; 1: __kdump_flag, by r6; 2: __run_at_load, as merged;
+                                # 3: the thread's snippet 2 as posted; 4: as it was meant
+    switch RESTORE, 0           # 1: put the kernel's first word, which the loader left out, to 0
+    switch SPINLOOP, 0x38       # where this kernel's secondaries look; 0x8 in 2008
+# The others are mistakes:
+    switch WRONG_OFFSET, 0      # the flag goes to 0x58
+    switch WRONG_WIDTH, 0       # the flag of 4 bytes is loaded as 8, and stored as 4
+    switch BAD_DIGEST, 0        # the digest is not the one that the loader noted
+    switch CLOBBER, 0           # low memory is cleared while secondaries spin there
+    switch REENTER, 0           # secondaries are called here once more, and enter at this offset ..
+    switch REENTER_R3, 0        # .. with r3 so much too large
+    switch BY_SECONDARY, 0      # a secondary writes the flag, after so many turns of a loop
+    switch NO_DELAY, 0          # nobody waits for the secondaries
+    .set CALLS_BACK, REENTER | BY_SECONDARY
+
     .set REGIONS, 16            # rows of sha256_regions, as in kexec-tools
     .set BACKUP_BYTES, 0x10000
 
@@ -29,13 +50,18 @@
 # kernel copies them to 0, and sends the secondaries to 0x60 there.
     .text
     .balign 256
-    .globl purgatory_start, run_at_load
+    .globl purgatory_start
+    .if SENDS >= 2
+    .globl run_at_load
+    .endif
 purgatory_start:                # boot CPU; r3 = its physical id, r4 = this address, r5 = 0
     b master
+    .if SENDS == 2
     .org purgatory_start + 0x5c
 run_at_load:                    # the new kernel's flag, as the loader has decided it
     .long 0
     .size run_at_load, 4
+    .endif
     .org purgatory_start + 0x60
 slave:
     b slave
@@ -45,6 +71,9 @@ slave:
 master:                         # local, so that the branch above needs no relocation
     isync
     mr 17, 3
+    .if SENDS == 1
+    mr 18, 6                    # 0xfeed1234 if the old kernel has crashed
+    .endif
     address_of 6, my_toc
     ld 2, 0(6)
     address_of 6, stack
@@ -52,9 +81,24 @@ master:                         # local, so that the branch above needs no reloc
     addi 1, 1, -112
     call purgatory
 
+    .if CALLS_BACK
+    address_of 6, slave_again
+    std 6, SPINLOOP(0)          # the hold loop lets the secondaries go: to us
+    .endif
+    .if NO_DELAY == 0
     lis 6, 1                    # 65,536 passes: time for the secondaries to reach their loop
     mtctr 6
 1:  bdnz 1b
+    .endif
+    .if CLOBBER
+    li 6, 32
+    mtctr 6
+    li 6, 0
+    li 7, 0
+1:  stdx 7, 0, 6
+    addi 6, 6, 8
+    bdnz 1b
+    .endif
 
     address_of 6, dt_offset
     ld 16, 0(6)
@@ -70,9 +114,47 @@ master:                         # local, so that the branch above needs no reloc
     ld 9, 0(6)
     address_of 6, kernel
     ld 4, 0(6)
+    .if SENDS == 1              # kexec-tools of October 2008
+    lis 6, 0
+    ori 6, 6, 0xfeed
+    sldi 6, 6, 16
+    ori 6, 6, 0x1234
+    cmpd 18, 6
+    bne 2f
+    li 7, 1
+    std 7, 0x18(4)              # __kdump_flag, 64 bits
+2:
+    .endif
+    .if SENDS == 2
     address_of 6, run_at_load
+    .if WRONG_WIDTH
+    ld 7, 0(6)
+    .else
     lwz 7, 0(6)
+    .endif
+    .if WRONG_OFFSET
+    stw 7, 0x58(4)
+    .elseif BY_SECONDARY == 0
     stw 7, 0x5c(4)              # the flag goes into the new kernel itself
+    .endif
+    .endif
+    .if SENDS >= 3              # the thread's code snippet 2, word for word but for LOADADDR
+    address_of 6, run_at_load
+    ld 18, 0(6)
+    .if SENDS == 3
+    cmpd 18, 1                  # as posted: r18 with r1
+    .else
+    cmpdi 18, 1                 # as meant: r18 with the number 1
+    .endif
+    bne skip
+    li 7, 1
+    stw 7, 92(4)                # mark __run_at_load flag at kernel
+skip:
+    .endif
+    .if RESTORE | (SENDS == 1) | (SENDS >= 3)
+    lwz 7, 0(4)                 # get the first instruction that we stole
+    stw 7, 0(0)                 # and put it in the slave loop at 0
+    .endif
     mr 3, 16                    # r3 = device tree, r4 = kernel, r5 = 0: the kernel's entry ABI
     .if BIG
     li 5, 0
@@ -87,6 +169,38 @@ master:                         # local, so that the branch above needs no reloc
     rfid
     .endif
     .size master, . - master
+
+    .if CALLS_BACK
+# slave_again: a secondary that the hold loop let go; r3 = its physical id, in its kernel's order.
+slave_again:
+    mr 24, 3
+    li 5, 0
+    std 5, SPINLOOP(0)          # once is enough
+    .if BY_SECONDARY
+    lis 5, BY_SECONDARY >> 16
+    ori 5, 5, BY_SECONDARY & 0xffff
+    mtctr 5
+1:  bdnz 1b
+    address_of 6, kernel
+    ld 6, 0(6)
+    address_of 7, run_at_load
+    lwz 7, 0(7)
+    stw 7, 0x5c(6)
+    .endif
+    addi 3, 24, REENTER_R3
+    li 4, 1
+    .if REENTER
+    li 10, REENTER
+    .else
+    li 10, 0x60
+    .endif
+    mfmsr 11
+    clrrdi 11, 11, 1            # big-endian, as kexec_wait sends them
+    mtsrr0 10
+    mtsrr1 11
+    rfid
+    .size slave_again, . - slave_again
+    .endif
 
 # purgatory: greet if asked to, check the digest unless told not to, save a crashed kernel's start.
 func purgatory
@@ -151,6 +265,12 @@ endfunc crashdump_backup_memory
 # r24 row, r25 rows left, r26 bytes so far, r27 block, r23 bytes in it, r22/r21 region.
 func verify_sha256_digest
     mflr 20
+    .if BAD_DIGEST
+    toc_address_of 3, sha256_digest
+    lbz 4, 0(3)
+    xori 4, 4, 1
+    stb 4, 0(3)
+    .endif
     toc_address_of 3, sha256_state
     toc_address_of 4, sha256_initial
     li 5, 8
@@ -359,6 +479,9 @@ sha256_constants:               # FIPS 180-4, 4.2.2
     .endm
 
     .data
+    .if SENDS >= 3
+    patched run_at_load, 8      # the thread's snippet 3 sets it under KEXEC_ON_CRASH
+    .endif
     patched sha256_regions, REGIONS * 16    # rows of start, length
     patched sha256_digest, 32
     patched skip_checks, 4

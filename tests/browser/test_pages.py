@@ -67,7 +67,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
     made = Server("", Index(tmp_path))
 
     def query(_run_id: str, question: dict[str, Any]) -> dict[str, Any]:
-        return fabricated.state(question["tick"])
+        return fabricated.answer(question)
 
     app = create_app({"DATA_DIR": tmp_path, "ENQUEUE": made.record, "QUERY": query})
     http = create_server(app, host="127.0.0.1", port=0)

@@ -5,6 +5,7 @@ import pytest
 
 from app.axis import MIN_SEGMENT_PX, Span, axis, lane_spans
 from app.drawing import MAX_SHAPES, Mark, Scene, mini, timeline
+from app.lens import Cell
 
 SPANS = [
     Span(0, 236, "O", "hand-over"),
@@ -88,7 +89,7 @@ def test_shapes_are_bounded_for_the_worst_run() -> None:
 
 def test_cursor_stands_on_the_right_edge_of_its_instruction() -> None:
     scene = Scene(((0, tuple(SPANS)),), 0, (), (), "", (), LAST)
-    cells = [(t, 0, "P") for t in range(89, 117)]
+    cells = [Cell(t, 0, "P") for t in range(89, 117)]
     drawing = timeline(scene, width=1400, cursor=100, cells=cells)
     now = next(s for s in drawing.shapes if "now" in s.css)
     line = [s for s in drawing.shapes if s.css == "cur"][-1]

@@ -1,0 +1,307 @@
+"""Going to what is looked for: the next access of a byte, and the search of a run.
+
+`seek` is one step from a tick; `search_page` is a list. Low memory's writes and the flag's touches
+are in the trace; any other place and the registers are asked of the session. No Flask, no markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from app import pages, panels
+from app.index import Run
+from app.moments import AskAll, Json
+from app.story import Story
+from app.view import BadView, View
+from emulator.errors import BootflowError, SessionError
+from emulator.trace import EVENT_KINDS, Event, TraceReader
+from emulator.verdict import number
+
+MAX_HITS = 200
+SEEKS = ("last-write", "next-read", "previous", "next")
+SEEK_TICKS = 1 << 24
+"""How far the next access is looked for at once; then the search goes on from there."""
+SEEK_ROUNDS = 8
+
+
+class NotFound(BootflowError):
+    """Nothing of what was looked for lies in that direction."""
+
+    slug = "not-found"
+
+
+def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
+    """Return the tick of the access that was asked for.
+
+    Args:
+        told: the run's story.
+        tick: where the reader stands.
+        view: its `at` (and `cpu`) is what is followed.
+        what: last-write, next-read, previous or next (access of either kind).
+        ask_all: asks the run's session.
+
+    Raises:
+        NotFound: there is no such access.
+        SessionError: the session cannot say.
+    """
+    if what not in SEEKS:
+        raise BadView(f"what={what[:20]!r}", hint=f"One of {', '.join(SEEKS)}.")
+    if view.register:
+        return _register_write(tick, view, ask_all)
+    if view.place is None:
+        raise BadView("nothing is selected", hint="For example at=0x5c or at=r7&cpu=0.")
+    addr, size = view.place
+    if what == "last-write":
+        known = [e.tick for e in told.low_writes if _touches(e, addr, size) and e.tick <= tick]
+        found = known[-1] if known and addr + size <= panels.LOW_BYTES else None
+        if found is None:
+            found = _asked(ask_all, {"q": what, "tick": tick, "addr": addr, "size": size})
+    elif what == "next-read":
+        found = _asked(ask_all, {"q": what, "tick": tick, "addr": addr, "size": size})
+    elif what == "next":
+        found = _next_access(told, tick, addr, size, ask_all)
+    else:
+        found = _previous_access(told, tick, addr, size, ask_all)
+    if found is None:
+        raise NotFound(
+            f"no {what.replace('-', ' ')}{' access' if what in ('next', 'previous') else ''} of "
+            f"0x{addr:x} from tick {tick}",
+            hint="The other direction may have one.",
+        )
+    return found
+
+
+def _asked(ask_all: AskAll, question: Json) -> int | None:
+    answer, problem = ask_all([question])[0]
+    if problem:
+        raise SessionError(problem, hint="Try again in a moment.")
+    return int(answer["tick"]) if answer.get("found", True) and "tick" in answer else None
+
+
+def _register_write(tick: int, view: View, ask_all: AskAll) -> int:
+    question = {
+        "q": "register-write", "tick": tick, "cpu": view.cpu or 0, "register": view.register,
+    }  # fmt: skip
+    found = _asked(ask_all, question)
+    if found is None:
+        raise NotFound(f"cpu {view.cpu or 0} has not written {view.register} up to tick {tick}")
+    return found
+
+
+def _touches(event: Event, addr: int, size: int) -> bool:
+    at = number(event.addr)
+    return at is not None and at < addr + size and addr < at + (event.size or 1)
+
+
+def _accesses(ask_all: AskAll, addr: int, size: int, lo: int, hi: int) -> list[int]:
+    """Return the ticks of the accesses of a place in (lo, hi]."""
+    question = {"q": "accesses", "lo": addr, "hi": addr + size, "from": lo, "to": hi}
+    answer, problem = ask_all([question])[0]
+    if problem:
+        raise SessionError(problem, hint="Try again in a moment.")
+    ticks = (int(row["tick"]) for row in answer.get("accesses", []))
+    return sorted(tick for tick in ticks if lo < tick <= hi)
+
+
+def _next_access(told: Story, tick: int, addr: int, size: int, ask_all: AskAll) -> int | None:
+    lo, last, step = tick, told.lanes.last_tick, SEEK_TICKS
+    for _ in range(SEEK_ROUNDS):
+        if lo >= last:
+            return None
+        hi = min(lo + step, last)
+        found = _accesses(ask_all, addr, size, lo, hi)
+        if found:
+            return found[0]
+        lo, step = hi, step * 4
+    return None
+
+
+def _previous_access(told: Story, tick: int, addr: int, size: int, ask_all: AskAll) -> int | None:
+    hi, step = tick - 1, SEEK_TICKS
+    for _ in range(SEEK_ROUNDS):
+        if hi <= 0:
+            return None
+        lo = max(hi - step, 0)
+        found = _accesses(ask_all, addr, size, lo, hi)
+        if found:
+            return found[-1]
+        hi, step = lo, step * 4
+    return None
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One thing that was found."""
+
+    tick: int
+    cpu: int | None
+    letter: str
+    kind: str
+    text: str
+    symbol: str
+
+
+@dataclass(frozen=True)
+class SearchPage:
+    """What a search found, by tick."""
+
+    head: pages.Head
+    words: str
+    meaning: str
+    """How the words were understood."""
+    hits: tuple[Hit, ...]
+    more: bool
+    last_tick: int
+    problem: str = ""
+    at: str = ""
+    """The place that was asked for, to go on following it."""
+
+
+_ACCESS = re.compile(
+    r"(?:all\s+|first\s+)?(writes?|reads?|accesses|access)\s+(?:to\s+|of\s+|at\s+)?"
+    r"(0x[0-9a-f]{1,16})(?:\+([1248]))?\Z"
+)
+_FIRST = re.compile(
+    r"(?:first\s+(?:time\s+)?)?(?:nip|pc)\s*==?\s*(\S+)\Z|first\s+(?:time\s+)?(\S+)\Z",
+    re.IGNORECASE,
+)
+
+
+def search_page(
+    run: Run, reader: TraceReader, told: Story, words: str, ask_all: AskAll
+) -> SearchPage:
+    """Search a run for a symbol, an address, a tick, a kind of event or any words of one."""
+    low = words.lower()
+    access, problem, at = _ACCESS.match(low), "", ""
+    first = _FIRST.match(words)
+    hits: list[Hit]
+    if not words:
+        meaning, hits = "nothing was asked for", []
+    elif access:
+        meaning, hits, problem = _find_accesses(told, access, ask_all)
+        at = f"{access[2]}+{access[3]}" if access[3] else access[2]
+    elif re.fullmatch(r"[0-9][0-9,_]*", words):
+        meaning, hits = _find_tick(told, int(re.sub("[,_]", "", words)))
+    elif low in EVENT_KINDS:
+        meaning = f"events of kind {low}"
+        hits = list(_events(told, lambda row: row.kind == low))
+    elif first:
+        meaning, hits = _find_symbol(reader, told, (first[1] or first[2]), only_first=True)
+    elif re.fullmatch(r"0x[0-9a-f]{1,16}", low):
+        meaning, hits = _find_address(reader, told, int(low, 16))
+    else:
+        meaning, hits = _find_symbol(reader, told, words, only_first=False)
+    hits.sort(key=lambda hit: hit.tick)
+    return SearchPage(
+        pages.head(run), panels.printable(words), panels.printable(meaning),
+        tuple(hits[:MAX_HITS]), len(hits) > MAX_HITS, told.lanes.last_tick, problem, at,
+    )  # fmt: skip
+
+
+def _hit(row: panels.EventRow) -> Hit:
+    return Hit(row.tick, row.cpu, row.letter, row.kind, row.text, row.symbol)
+
+
+def _events(told: Story, fits: Callable[[panels.EventRow], bool]) -> Iterator[Hit]:
+    return (_hit(row) for row in told.rows if fits(row))
+
+
+def _find_tick(told: Story, tick: int) -> tuple[str, list[Hit]]:
+    if tick > told.lanes.last_tick:
+        return f"tick {tick:,}: the run ends at {told.lanes.last_tick:,}", []
+    stay = told.lanes.at(told.boot_cpu, tick)
+    hit = Hit(
+        tick, told.boot_cpu, stay.letter if stay else "", "tick", stay.name if stay else "", ""
+    )
+    return f"tick {tick:,}", [hit]
+
+
+def _find_accesses(
+    told: Story, match: re.Match[str], ask_all: AskAll
+) -> tuple[str, list[Hit], str]:
+    """Find reads or writes of a place: low memory's writes are in the trace, the rest is asked."""
+    verb, addr, size = match[1][:4], int(match[2], 16), int(match[3] or 1)
+    what = {"writ": "writes", "read": "reads"}.get(verb, "accesses")
+    meaning = f"{what} of 0x{addr:x}" + (f", {size} bytes" if size > 1 else "")
+    if what == "writes" and addr + size <= panels.LOW_BYTES:
+        hits = [
+            Hit(
+                e.tick, e.cpu, told.lanes.letter_of(e.cpu, e.tick), "write",
+                f"0x{number(e.addr) or 0:x} <- {_value(e.value)}", panels.printable(e.symbol),
+            )
+            for e in told.low_writes
+            if _touches(e, addr, size)
+        ]  # fmt: skip
+        return meaning, hits, ""
+    question = {
+        "q": "accesses", "lo": addr, "hi": addr + size, "from": 0, "to": told.lanes.last_tick,
+    }  # fmt: skip
+    answer, problem = ask_all([question])[0]
+    hits = []
+    for row in answer.get("accesses", []):
+        kind = "write" if row.get("kind") == "w" else "read"
+        if what == "accesses" or what == f"{kind}s":
+            arrow = "<-" if kind == "write" else "is"
+            tick, cpu = int(row["tick"]), int(row.get("cpu") or 0)
+            text = f"0x{number(row.get('addr')) or 0:x} {arrow} {_value(row.get('value'))}"
+            symbol = panels.printable(str(row.get("symbol") or ""))
+            hits.append(Hit(tick, cpu, told.lanes.letter_of(cpu, tick), kind, text, symbol))
+    if answer.get("more"):
+        meaning += "; there are more than the session lists"
+    return meaning, hits, problem
+
+
+def _value(value: object) -> str:
+    return "?" if value is None else f"0x{number(value) or 0:x}"
+
+
+def _find_address(reader: TraceReader, told: Story, addr: int) -> tuple[str, list[Hit]]:
+    """Find events that touch an address or happened at it."""
+    hits = []
+    for event in reader.events(limit=100_000):
+        if _touches(event, addr, 1) or (number(event.nip) == addr):
+            rows = panels.event_rows([event], told.lanes, told.kernel_addr)
+            hits += [_hit(row) for row in rows]
+    return f"events at 0x{addr:x}, as NIP or as data", hits
+
+
+def _find_symbol(
+    reader: TraceReader, told: Story, words: str, *, only_first: bool
+) -> tuple[str, list[Hit]]:
+    """Find a symbol where the trace names one, or any words of an event or of the console."""
+    low = words.lower()
+    hits = list(_events(told, lambda row: low in f"{row.kind} {row.text} {row.symbol}".lower()))
+    hits += [
+        Hit(
+            line.tick, line.cpu, told.lanes.letter_of(line.cpu, line.tick), "console", line.text, ""
+        )
+        for line in told.console
+        if low in line.text.lower()
+    ]
+    hits += _samples(reader, told, low, hits)
+    if only_first:
+        named = [hit for hit in hits if hit.symbol.lower().split("+")[0] == low]
+        hits = sorted(named or hits, key=lambda hit: hit.tick)[:1]
+        return f"first time that the trace names {words}", hits
+    return f"{words}: in symbols, events and console", hits
+
+
+def _samples(reader: TraceReader, told: Story, low: str, found: Iterable[Hit]) -> list[Hit]:
+    """Find a symbol in the ends of slices; the first of each CPU and function is enough."""
+    seen = {(hit.cpu, hit.symbol.split("+")[0]) for hit in found}
+    hits = []
+    for item in reader.slices():
+        name = item.symbol.split("+")[0]
+        if low in name.lower() and (item.cpu, name) not in seen:
+            seen.add((item.cpu, name))
+            tick = item.tick + item.ticks
+            letter = told.lanes.letter_of(item.cpu, tick)
+            hits.append(
+                Hit(tick, item.cpu, letter, "seen", "where a slice of this CPU ends",
+                    panels.printable(item.symbol))
+            )  # fmt: skip
+        if len(hits) >= MAX_HITS:
+            break
+    return hits
