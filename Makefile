@@ -12,10 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 # What the tests use beside Python: command, and the Debian package that has it.
 TOOLS := powerpc64-linux-gnu-as=binutils-powerpc64-linux-gnu \
          powerpc64le-linux-gnu-as=binutils-powerpc64le-linux-gnu \
-         dtc=device-tree-compiler chromium=chromium lynx=lynx
+         dtc=device-tree-compiler qemu-system-ppc64=qemu-system-ppc chromium=chromium lynx=lynx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check fmt bench golden lock tools debian-pair clean
+.PHONY: help setup run test test-qemu check fmt bench golden lock tools debian-pair clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ run: $(STAMP) ## start the web page and its worker, with runs of the sample pair
 
 test: $(STAMP) tools debian-pair ## run every test: the real Debian pair and the browser included
 	$(PYTEST) -m ""
+
+test-qemu: $(STAMP) tools debian-pair ## compare with a running QEMU, instruction by instruction
+	$(PYTEST) -m qemu
 
 check: $(STAMP) ## ruff, mypy --strict and the fast tests; offline
 	$(BIN)/ruff check .

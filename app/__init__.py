@@ -11,19 +11,25 @@ from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from flask import Flask, request, url_for
 from werkzeug.wrappers import Response
+
+from emulator.records import check_answer
 
 DEFAULTS: dict[str, Any] = {
     "DATA_DIR": "var",
     "INDEX_URL": "",
     "PUBLIC_URL": "",
+    "HOSTS": (),  # names beside those of PUBLIC_URL and of this machine's loopback
     "MAX_UPLOAD_BYTES": 256 << 20,
     "MAX_CPUS": 16,
     "MAX_MEM_BYTES": 4 << 30,
     "MAX_QUEUED": 16,
+    "MIN_FREE_BYTES": 1 << 30,
 }
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'self';"
     " frame-ancestors 'self'; object-src 'none'",
@@ -69,11 +75,12 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     errors.register(app)
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
+    app.register_blueprint(checks.blueprint)
+    app.register_blueprint(stories.blueprint)
     app.register_blueprint(at.blueprint)
     app.register_blueprint(comparisons.blueprint)
     app.register_blueprint(guide.blueprint)
-    app.register_blueprint(checks.blueprint)
-    app.register_blueprint(stories.blueprint)
+    app.before_request(_check_host)
     app.before_request(_check_origin)
     app.after_request(_secure)
     app.wsgi_app = Gzip(app.wsgi_app)  # type: ignore[method-assign]
@@ -81,7 +88,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def _use_worker(app: Flask, data_dir: Path) -> None:
-    """Fill in QUERY, ENQUEUE and CANCEL with the real worker, imported when first asked."""
+    """Fill in QUERY, ENQUEUE and CANCEL with the real worker, imported when first asked.
+
+    Whoever answers a QUERY is not believed: its answers are checked before any page sees them.
+    """
 
     def query(run_id: str, question: dict[str, Any]) -> dict[str, Any]:
         from app import sessions
@@ -98,7 +108,10 @@ def _use_worker(app: Flask, data_dir: Path) -> None:
 
         worker.cancel(data_dir, run_id)
 
-    app.config.setdefault("QUERY", query)
+    asked = app.config.get("QUERY", query)
+    app.config["QUERY"] = lambda run_id, question: check_answer(
+        str(question.get("q")), asked(run_id, question)
+    )
     app.config.setdefault("ENQUEUE", enqueue)
     app.config.setdefault("CANCEL", cancel)
 
@@ -116,6 +129,27 @@ def _static_url(name: str) -> str:
     return url_for("static", filename=name, v=tag)
 
 
+def host_name(text: str) -> str:
+    """Return the host of "host:port" in lower case; an IPv6 address in its brackets."""
+    name = text.rpartition(":")[0] if text.rpartition(":")[2].isdecimal() else text
+    return name.lower().rstrip(".")
+
+
+def _check_host() -> None:
+    """Refuse names that are not this site's, whatever a stranger's DNS says."""
+    from flask import current_app
+
+    from app.errors import ForeignHost
+
+    own = {host_name(urlsplit(str(current_app.config["PUBLIC_URL"])).netloc)}
+    own |= {host_name(name) for name in (*current_app.config["HOSTS"], *LOOPBACK)}
+    if host_name(request.host) not in own - {""}:
+        raise ForeignHost(
+            f"this site is not called {request.host[:100]!r}",
+            hint="If it should be: bootflow serve --public-url http://NAME/",
+        )
+
+
 def _check_origin() -> None:
     """Refuse forms that another site sends; curl sends no Origin and is no browser."""
     from flask import current_app
@@ -127,6 +161,7 @@ def _check_origin() -> None:
     origin = request.headers.get("Origin")
     site = request.headers.get("Sec-Fetch-Site", "same-origin")
     own = {request.host_url.rstrip("/"), str(current_app.config["PUBLIC_URL"]).rstrip("/")}
+    own.discard("")
     if (origin is not None and origin not in own) or site not in ("same-origin", "none"):
         raise ForeignOrigin(
             "this form was sent by a page of another site",

@@ -16,7 +16,8 @@ from app.asking import Answers, Json
 from app.errors import BadOption
 from app.index import Run
 from app.render import render, send
-from app.runs import cached, index, open_trace, told_by, wanted
+from app.runs import cached, index, open_trace, wanted
+from app.telling import told_by
 
 blueprint = Blueprint("at", __name__)
 

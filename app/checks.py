@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -19,8 +19,10 @@ from app import pages
 from app.errors import BadOption
 from app.index import Run
 from app.render import fit
-from app.runs import cached, index, open_trace, told_by
+from app.runs import cached, index, open_trace
 from app.samples import sample_of_run, sample_run_id
+from app.telling import told_by
+from app.view import View
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, SessionError
 from emulator.explanation import Sentence, explain
@@ -51,6 +53,8 @@ class CheckPage:
     beside: tuple[str, str] | None
     """Title and id of the sample that this one is to be read beside."""
     has_story: bool
+    view: View = field(default_factory=View)
+    """What links keep: the defaults."""
 
 
 @blueprint.get("/t/<run_id>/check/")

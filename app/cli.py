@@ -11,13 +11,14 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,10 @@ from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
 from emulator.check import Report, check_trace
-from emulator.errors import BootflowError, LimitError, SessionError, TraceError
+from emulator.errors import BootflowError, LimitError, SessionError, TraceError, size_words
 from emulator.explanation import Sentence, explain
+from emulator.options import no_such_cpu
+from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
@@ -67,6 +70,10 @@ class Main(click.Group):
         except BootflowError as exc:
             _complain(exc)
             ctx.exit(2)
+        except BrokenPipeError:
+            # Who reads has enough (`| head`): nothing more can be said, not at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(128 + signal.SIGPIPE)
 
 
 def _complain(exc: BootflowError) -> None:
@@ -188,7 +195,7 @@ def _free_name(kernel: Path) -> Path:
 def _image(role: str, path: Path) -> ImageFile:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
-        raise LimitError(f"{path}: {size} bytes; {MAX_FILE_BYTES} are possible")
+        raise LimitError(f"{path}: {size} bytes; {size_words(MAX_FILE_BYTES)} are possible")
     try:
         return ImageFile(role, path.name, path.read_bytes())
     except OSError as exc:
@@ -270,12 +277,13 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
     with TraceReader(trace) as reader:
         last = reader.last_tick
         if cpu is not None and cpu >= int(reader.spec.get("cpus", 1)):
-            raise TraceError(f"{trace}: no CPU {cpu}", hint="CPUs are counted from 0.")
+            message = no_such_cpu(cpu, int(reader.spec.get("cpus", 1)))
+            raise TraceError(f"{trace}: {message}", hint="CPUs are counted from 0.")
     if tick is not None and tick > last:
         raise TraceError(f"{trace}: no tick {tick}; the last one is {last}")
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         question = {"q": "state", "tick": last if tick is None else tick}
-        state = pool.query("run", trace, question)
+        state = check_answer("state", pool.query("run", trace, question))
     try:
         if as_json:
             _print_json(_state_document(state, cpu))
@@ -308,8 +316,7 @@ def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
 @_json_option
 def events(trace: Path, kind: str | None, as_json: bool) -> None:
     """List the events of TRACE."""
-    with TraceReader(trace) as reader:
-        found = reader.events(kind)
+    with TraceReader(trace) as reader, closing(reader.events(kind)) as found:
         if as_json:
             _print_json([event._asdict() for event in found])
         else:
@@ -452,7 +459,12 @@ def fetch_debian(as_json: bool) -> None:
     help="Where the index, the uploads and the traces lie.",
 )
 @click.option("--samples", is_flag=True, help="Record the sample runs if they are not there.")
-def serve(host: str, port: int, data: Path, samples: bool) -> None:
+@click.option(
+    "--public-url",
+    default="",
+    help="Address that readers use, if it is not the one served at: https://boot.example/",
+)
+def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> None:
     """Serve the web page, with its worker, until interrupted."""
     import waitress
 
@@ -461,7 +473,8 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
     os.umask(0o077)  # what users upload is nobody else's on this machine
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
-    application = create_app({"DATA_DIR": data})
+    named = {"PUBLIC_URL": public_url, "HOSTS": _own_hosts(host)}
+    application = create_app({"DATA_DIR": data, **named})
     try:
         server = waitress.create_server(
             application,
@@ -480,6 +493,17 @@ def serve(host: str, port: int, data: Path, samples: bool) -> None:
         bound = getattr(server, "effective_port", port)
         click.echo(f"http://{host}:{bound}/")
         server.run()  # returns on KeyboardInterrupt
+
+
+def _own_hosts(bound: str) -> tuple[str, ...]:
+    """Return under which names a server bound to an address is asked for."""
+    if bound not in ("0.0.0.0", "::", "*", ""):  # noqa: S104
+        return (f"[{bound}]" if ":" in bound else bound,)
+    names = {socket.gethostname(), socket.getfqdn()}
+    with suppress(OSError):
+        for _, _, _, _, address in socket.getaddrinfo(socket.gethostname(), None):
+            names.add(f"[{address[0]}]" if ":" in str(address[0]) else str(address[0]))
+    return tuple(sorted(names))
 
 
 def _queue_samples(data: Path) -> None:

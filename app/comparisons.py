@@ -15,7 +15,8 @@ from app.at import asker
 from app.errors import BadOption
 from app.index import Run
 from app.render import send
-from app.runs import cached, index, open_trace, told_by
+from app.runs import cached, index, open_trace
+from app.telling import told_by
 
 blueprint = Blueprint("comparisons", __name__)
 

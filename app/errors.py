@@ -39,6 +39,18 @@ class ForeignOrigin(BootflowError):
     slug = "foreign-origin"
 
 
+class ForeignHost(BootflowError):
+    """The request is for a site of another name."""
+
+    slug = "foreign-host"
+
+
+class DiskFull(LimitError):
+    """There is no room for an upload and its trace."""
+
+    slug = "disk-full"
+
+
 class TooManyRuns(LimitError):
     """The queue is full."""
 
@@ -51,12 +63,14 @@ STATUS: tuple[tuple[type[BootflowError], int], ...] = (
     (NoTraceYet, 404),
     (WrongToken, 403),
     (ForeignOrigin, 403),
+    (ForeignHost, 421),
     (NotFound, 404),
     (BadOption, 400),
     (BadView, 400),
     (ImageError, 400),
     (PlacementError, 422),
     (TooManyRuns, 429),
+    (DiskFull, 507),
     (LimitError, 413),
     (TraceError, 422),
     (SessionError, 503),

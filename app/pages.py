@@ -13,7 +13,8 @@ from app import panels
 from app.canvas import Drawing
 from app.drawing import mini, timeline
 from app.index import Run
-from app.story import Story, scene, story
+from app.story import Story, scene
+from app.telling import told_by
 from app.view import View
 from emulator.errors import BootflowError
 from emulator.handoff import FLAGS
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 WIDE, NARROW = 1400, 362
 WIDTHS = (WIDE, NARROW)
 CARD_WIDTHS = (960,)
+LAST_SLICES = 20_000
+"""In which it is looked where each CPU was last."""
 
 
 class NoSuchTick(BootflowError):
@@ -300,7 +303,7 @@ def _last_samples(reader: TraceReader, row: Lanes) -> dict[int, tuple[int, str, 
         for cpu, stays in row.stays.items()
         if stays
     }
-    for item in reader.slices(max(row.last_tick - (1 << 20), 0)):
+    for item in reader.last_slices(LAST_SLICES):
         samples[item.cpu] = (item.tick + item.ticks, item.nip, item.stage, item.symbol)
     return samples
 
@@ -340,7 +343,7 @@ def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:
     flag = ""
     as_asked = word == {"stay": "STAYS", "move": "MOVES"}.get(run.asked) if word else None
     if reader is not None:
-        told = story(reader)
+        told = told_by(run, reader)
         drawing = mini(scene(run.id, told))
         word, sentence, as_asked = told.verdict.word, told.verdict.sentence, told.verdict.as_asked
         ticks = told.lanes.last_tick

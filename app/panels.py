@@ -7,17 +7,21 @@ no markup, no I/O. `pages.py` puts them together.
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from emulator.handoff import FLAGS, LOW_FIELDS, SECONDARY_ENTRY
+from emulator.handoff import FLAGS, SECONDARY_ENTRY
 from emulator.lanes import Lanes, stage_id, stage_letter, stage_name
 from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_PR, msr_names
 from emulator.trace import ConsoleChunk, Event
 from emulator.verdict import flag_offset, flag_text, number
 
 LOW_BYTES = 256
+MAX_CONSOLE_LINES = 5_000
+MAX_CONSOLE_BYTES = 1 << 20
+"""What pages keep of a console: its last lines. A guest can print 16 MiB of newlines."""
 _NOT_TEXT = re.compile(r"[^\x20-\x7e]")
 
 
@@ -212,24 +216,37 @@ def _low_text(row: EventRow) -> str:
     return f"0x{row.offset:02x}-0x{row.end_offset - 1:02x} by {row.count} stores"
 
 
-def console_lines(chunks: Iterable[ConsoleChunk]) -> list[ConsoleLine]:
-    """Cut the console into lines, each with the tick of its first byte."""
-    lines: list[ConsoleLine] = []
-    text, tick, cpu = bytearray(), 0, 0
+def console_lines(chunks: Iterable[ConsoleChunk], cut_bytes: int = 0) -> list[ConsoleLine]:
+    """Cut the console into lines, each with the tick of its first byte; empty lines are left out.
+
+    Args:
+        chunks: the console, or its end.
+        cut_bytes: how many bytes came before; what of them is missing is said in a first line.
+    """
+    lines: deque[ConsoleLine] = deque(maxlen=MAX_CONSOLE_LINES)
+    text, tick, cpu, found = bytearray(), 0, 0, 0
     for chunk in chunks:
-        for byte in chunk.data:
-            if byte in (0, 13):
-                continue
+        *whole, rest = chunk.data.translate(None, b"\0\r").split(b"\n")
+        for piece in whole:
+            if text or piece:
+                if not text:
+                    tick, cpu = chunk.tick, chunk.cpu
+                found += 1
+                lines.append(ConsoleLine(tick, cpu, _line(text + piece)))
+                text.clear()
+        if rest:
             if not text:
                 tick, cpu = chunk.tick, chunk.cpu
-            if byte == 10:
-                lines.append(ConsoleLine(tick, cpu, _line(text)))
-                text.clear()
-            else:
-                text.append(byte)
+            text += rest
     if text:
+        found += 1
         lines.append(ConsoleLine(tick, cpu, _line(text)))
-    return lines
+    cut = [f"{cut_bytes:,} bytes"] * (cut_bytes > 0)
+    cut += [f"{found - len(lines):,} lines"] * (found > len(lines))
+    if cut and lines:
+        said = f"[{' and '.join(cut)} of console before this are not shown; the trace has them]"
+        return [ConsoleLine(lines[0].tick, lines[0].cpu, said), *lines]
+    return list(lines)
 
 
 def _line(text: bytearray) -> str:
@@ -279,7 +296,7 @@ def sampled_cpu_rows(
         stay = lanes.at(cpu, lanes.last_tick)
         tick, nip, stage, symbol = samples.get(cpu, (0, "", "", ""))
         identifier = stay.stage if stay else stage
-        doing = f"last ran at tick {tick:,}" if nip else "has not run yet"
+        doing = f"last ran at tick {tick}" if nip else "has not run yet"
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier) if identifier else "",
@@ -345,10 +362,9 @@ class _Field:
 
 
 def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
-    """Return the fields of low memory as the placement found them in this kernel, and the ABI's."""
+    """Return the fields of low memory that the placement found in this kernel, and no others."""
     flag = FLAGS[0].at
-    known = {row.name: (row.at, row.size) for row in LOW_FIELDS if row.at is not None}
-    known |= {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
+    known = {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
     found = []
     for name, (at, size) in known.items():
         if 0 <= at < LOW_BYTES:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
 from pathlib import Path
-from threading import Lock
 
 from flask import Blueprint, Response, current_app, redirect, request, send_file, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -15,7 +13,7 @@ from app.errors import BadOption
 from app.index import Index, Run, trace_path
 from app.owners import own_tokens
 from app.render import FORMATS, send
-from app.story import Story, story
+from app.telling import told_by
 from emulator.errors import TraceError
 from emulator.handoff import STAGES
 from emulator.trace import TraceReader
@@ -42,28 +40,6 @@ def open_trace(run: Run) -> TraceReader | None:
         if run.ended:
             raise
         return None  # the worker has created the file, but not yet its tables
-
-
-_STORIES: OrderedDict[str, Story] = OrderedDict()
-_STORIES_KEPT = 16
-_STORIES_LOCK = Lock()
-
-
-def told_by(run: Run, reader: TraceReader) -> Story:
-    """Return what a trace tells; of an ended run it is read once and kept a while."""
-    if not run.ended or reader.status == "running":
-        return story(reader)
-    key = f"{reader.path} {run.status}"
-    with _STORIES_LOCK:
-        if key in _STORIES:
-            _STORIES.move_to_end(key)
-            return _STORIES[key]
-    told = story(reader)
-    with _STORIES_LOCK:
-        _STORIES[key] = told
-        if len(_STORIES) > _STORIES_KEPT:
-            _STORIES.popitem(last=False)
-    return told
 
 
 @blueprint.get("/t/<run_id>/")
@@ -127,12 +103,17 @@ OWNER_SECONDS = 60
 
 
 def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> Response:
-    """Say how long an answer may be kept: an ended run's moments never change."""
+    """Say how long an answer may be kept: an ended run's moments never change.
+
+    Pages name their own address. Unless that is configured, it is what the reader asked for, and
+    nothing that others share may keep it.
+    """
     if text_browser():
         response.headers["Cache-Control"] = "private"
     elif run.ended and not private and response.status_code == 200:
         kept = f"max-age={seconds}" if seconds else "max-age=31536000, immutable"
-        response.headers["Cache-Control"] = f"public, {kept}"
+        shared = "public" if current_app.config["PUBLIC_URL"] else "private"
+        response.headers["Cache-Control"] = f"{shared}, {kept}"
         response.headers["Vary"] = "Cookie, HX-Request"
         response.add_etag()
         response.make_conditional(request)

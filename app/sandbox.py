@@ -45,7 +45,9 @@ class Limits:
     """Address space of one process: guest RAM and the engine's reserved code buffers."""
     cpu_seconds: int = 600
     """CPU time of one process; each fork counts its own."""
-    descriptors: int = 1024
+    descriptors: int = 208
+    """One link for each of 160 checkpoints, and queries. So many may be in flight on sockets too,
+    which the kernel counts for a user: the worker's own limit is higher (`worker.run_worker`)."""
     processes: int = 240
     """Processes at one moment, where user namespaces make them countable."""
 

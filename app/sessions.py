@@ -37,6 +37,14 @@ Json = dict[str, Any]
 OnTick = Callable[[int], None]
 
 
+MAX_PROGRESS = 100_000
+"""Records of one recording that add nothing to its trace; 100 a second, as long as it may last."""
+MAX_LATE_RECORDS = 10_000
+MAX_LATE_BYTES = 4 << 20
+"""What a session may send when its recording has ended; a replay also its checkpoints."""
+CHECKPOINT_BYTES = 256
+
+
 @dataclass(frozen=True)
 class PoolLimits:
     """How long anything may take, and how many there may be."""
@@ -267,16 +275,22 @@ class SessionPool:
         """Move records from the session into the trace until the end or an error comes."""
         start = heard = time.monotonic()
         cancel_at: float | None = None
+        empty = 0
         while writer.end is None and writer.error is None:
             record = live.process.receive(0.2)
             now = time.monotonic()
             if record is None:
                 writer.flush()
+            elif record.get("t") in ("ready", "progress") and empty >= MAX_PROGRESS:
+                raise SessionError(f"the session sent {empty} records of progress")
             elif record.get("t") != "ready":
+                empty += record.get("t") == "progress"
                 writer.apply(record)
                 heard = now
                 if on_tick is not None:
                     on_tick(writer.tick)
+            else:
+                empty += 1
             if live.cancelled:
                 cancel_at = cancel_at or now
                 if now - cancel_at > self._limits.cancel_seconds:
@@ -293,10 +307,16 @@ class SessionPool:
         """Hear a session out in the background; compare its checkpoints with the recorded ones."""
 
         def follow() -> None:
+            most = MAX_LATE_RECORDS + len(recorded)
+            most_bytes = MAX_LATE_BYTES + CHECKPOINT_BYTES * len(recorded)
+            most_bytes += live.process.received_bytes
             try:
                 while True:
                     record = live.process.receive(3600.0)
                     if record is not None:
+                        most -= 1
+                        if most < 0 or live.process.received_bytes > most_bytes:
+                            raise SessionError("the session sent records without end")
                         _compare(record, recorded)
                         live.move(record)
             except BootflowError as exc:

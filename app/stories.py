@@ -6,7 +6,7 @@ with the token that the upload gave out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
@@ -19,8 +19,9 @@ from app.index import Run
 from app.owners import own_tokens
 from app.panels import printable
 from app.render import fit
-from app.runs import cached, index, open_trace, told_by
+from app.runs import cached, index, open_trace
 from app.samples import sample_of_run
+from app.telling import told_by
 from app.view import View
 from emulator.handoff import STAGES
 from emulator.samples.notes import Note, pin
@@ -42,6 +43,8 @@ class StoryPage:
     notes: tuple[Note, ...]
     thread: str
     is_sample: bool
+    view: View = field(default_factory=View)
+    """What links keep: the defaults."""
 
 
 @blueprint.get("/t/<run_id>/story/")

@@ -17,6 +17,8 @@ from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, number, verdi
 
 MAX_EVENTS = 4_000
 """Of one kind; more are counted as left out, so that a flood of one kind hides no other."""
+MAX_LOW_WRITES = 20_000
+"""Writes of low memory that the grid of its last writers is made from."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,12 @@ def story(reader: TraceReader) -> Story:
             flooded += [kind] if len(found) > MAX_EVENTS else []
             events += found[:MAX_EVENTS]
     events.sort(key=lambda event: event.tick)
-    low = list(reader.events("low-write", limit=100_000))
+    low = list(reader.events("low-write", limit=MAX_LOW_WRITES))
     return Story(
         row,
         tuple(panels.event_rows(events, row, kernel_addr)),
         tuple(low),
-        tuple(panels.console_lines(reader.console_chunks())),
+        tuple(panels.console_lines(*reader.console_tail(panels.MAX_CONSOLE_BYTES))),
         verdict(reader),
         kernel_addr,
         int(spec.get("boot_cpu", 0)),

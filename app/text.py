@@ -14,7 +14,7 @@ from app.exploring import Explored
 from app.panels import code_lines, register_block
 from emulator.check import Report
 from emulator.explanation import Sentence
-from emulator.handoff import STAGE_BY_ID
+from emulator.handoff import RUN_AT_ZERO_MAGIC, STAGE_BY_ID
 from emulator.trace import Event
 
 COLUMNS = 75
@@ -31,21 +31,64 @@ def fit(line: str, indent: int = 4) -> list[str]:
 
 
 def moment_lines(state: Json, last_tick: int, cpu: int | None = None) -> Iterator[str]:
-    """Yield the text of a moment: registers and code of each CPU, low memory, the flags."""
+    """Yield the text of a moment: registers and code of each CPU, low memory, the flags.
+
+    Of several CPUs at one place only the first is printed whole; of the others, what differs.
+    """
     yield f"tick {state['tick']} of {last_tick}"
-    for row in state["cpus"]:
-        if cpu is None or row["cpu"] == cpu:
+    for rows in _by_place([row for row in state["cpus"] if cpu is None or row["cpu"] == cpu]):
+        first = rows[0]
+        yield ""
+        yield from _cpu_lines(first)
+        listing = state.get("disassembly", {}).get(str(first["cpu"]), [])
+        yield from _code_lines(listing, first["registers"]["nip"])
+        if rows[1:]:
             yield ""
-            yield from _cpu_lines(row)
-            listing = state.get("disassembly", {}).get(str(row["cpu"]), [])
-            yield from _code_lines(listing, row["registers"]["nip"])
+            yield from _same_place_lines(first, rows[1:])
     yield ""
     yield "low memory"
     yield from hex_lines(bytes.fromhex(state["low_memory"]))
     if state["flags"]:
         yield ""
     for flag in state["flags"]:
-        yield from fit(f"{flag['name']} at {flag['addr']}, {flag['size']} bytes: {flag['value']}")
+        value = flag_value(flag["value"], flag["size"])
+        yield from fit(f"{flag['name']} at {flag['addr']}, {flag['size']} bytes: {value}")
+
+
+def flag_value(value: str | None, size: int | None) -> str:
+    """Return a value in the width of its memory: `0x00000001`, `0x72756e30 ("run0")`."""
+    if value is None:
+        return "unreadable"
+    shown = f"0x{int(value, 16):0{2 * (size or 1)}x}"
+    return f'{shown} ("run0")' if size == 4 and int(value, 16) == RUN_AT_ZERO_MAGIC else shown
+
+
+def _by_place(cpus: list[Json]) -> list[list[Json]]:
+    """Group CPUs that are at the same instruction, in the same state of the machine."""
+    groups: dict[tuple[Any, ...], list[Json]] = {}
+    for row in cpus:
+        registers = row["registers"]
+        groups.setdefault((row["stage"], registers["nip"], registers["msr"]), []).append(row)
+    return list(groups.values())
+
+
+def _same_place_lines(first: Json, others: list[Json]) -> Iterator[str]:
+    """Yield one line for CPUs that differ from the first in the same way."""
+    differing: dict[tuple[str, ...], list[str]] = {}
+    for row in others:
+        changes = tuple(
+            f"{name} = {_short(value)}"
+            for name, value in row["registers"].items()
+            if value != first["registers"].get(name)
+        )
+        differing.setdefault(changes, []).append(str(row["cpu"]))
+    for changes, names in differing.items():
+        line = f"cpu {', '.join(names)}: as cpu {first['cpu']}"
+        yield from fit(f"{line}, but {', '.join(changes)}" if changes else line)
+
+
+def _short(value: str) -> str:
+    return f"0x{int(value, 16):x}"
 
 
 def _cpu_lines(row: Json) -> Iterator[str]:
@@ -106,8 +149,7 @@ def _what(event: Event) -> str:
     if event.value is None:
         return f"{at} {event.text}"
     arrow = "->" if event.kind == "flag-read" else "<-"
-    value = f"0x{int(event.value, 16):0{2 * (event.size or 1)}x}"
-    return f"{at} {arrow} {value} {event.text}"
+    return f"{at} {arrow} {flag_value(event.value, event.size)} {event.text}"
 
 
 def check_lines(report: Report, why: Sequence[Sentence], found: Explored | None) -> Iterator[str]:

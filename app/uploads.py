@@ -5,8 +5,10 @@ Uploaded files are stored as bytes and hashed, never parsed here: that is the sa
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
+import shutil
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,7 @@ from werkzeug.datastructures import FileStorage, MultiDict
 from werkzeug.wrappers import Response as AnyResponse
 
 from app import pages
-from app.errors import BadOption, TooManyRuns, reads_html
+from app.errors import BadOption, DiskFull, TooManyRuns, reads_html
 from app.index import Run, new_id, trace_path, upload_path
 from app.owners import own_tokens, remember
 from app.panels import printable
@@ -25,6 +27,7 @@ from app.render import render
 from app.runs import index, message_id, open_trace
 from app.samples import sample_run_id
 from emulator.errors import BootflowError, LimitError
+from emulator.options import no_such_cpu
 from emulator.samples import SAMPLES
 
 blueprint = Blueprint("uploads", __name__)
@@ -33,9 +36,22 @@ ROLES = {"kernel": "kernel", "purgatory": "purgatory", "dtb": "dtb", "ramdisk": 
 NEEDED = ("kernel", "purgatory")
 TRACE = "trace"
 """The field of a trace, which takes the place of images and options."""
+ALIASES = {
+    "boot-cpu": "boot_cpu", "no_checks": "no-checks", "load_panic": "load-panic",
+    "command-line": "append", "command_line": "append", "limit_ticks": "limit",
+    "mem_bytes": "mem", "base_addr": "base", "initrd": "ramdisk", "devicetreeblob": "dtb",
+}  # fmt: skip
+"""Other names of fields, most of them kexec's and the command line's -> the form's."""
+FIELDS = (
+    "mode", "load", "load-panic", "append", "cpus", "boot_cpu", "mem", "base", "no-checks", "debug",
+    "quantum", "seed", "until", "limit", "corrupt", "signature", "title", "note", "message_id",
+    "listed",
+)  # fmt: skip
+"""What the form may hold besides files; anything else is a mistake of the sender."""
 _SIZE = re.compile(r"(0x[0-9a-fA-F]+|[0-9]+)([KMG]?)\Z")
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30}
 _CHUNK_BYTES = 1 << 20
+ROOM_HINT = "Delete runs that are no longer needed, or try again later."
 
 
 @blueprint.get("/")
@@ -119,8 +135,9 @@ def limits() -> dict[str, int]:
 def upload() -> AnyResponse:
     """Store the files, queue the run, answer with its permalink."""
     whole = bool(_given(TRACE))
-    spec = {} if whole else parse_spec(request.form, limits())
-    mail = message_id(request.form.get("message_id", ""))
+    form = known_fields(request.form, request.files)
+    spec = {} if whole else parse_spec(form, limits())
+    mail = message_id(form.get("message_id", ""))
     waiting = len(index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
@@ -129,23 +146,41 @@ def upload() -> AnyResponse:
         )
     run_id = new_id()
     data_dir = Path(current_app.config["DATA_DIR"])
+    _check_room(data_dir)
     try:
         files = _store_trace(data_dir, run_id) if whole else _store_all(data_dir, run_id)
     except BootflowError:
         _forget(data_dir, run_id)
         raise
-    title = " ".join(request.form.get("title", "").split())
+    except OSError as exc:
+        _forget(data_dir, run_id)
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull("the disk is full", hint=ROOM_HINT) from exc
+    title = " ".join(form.get("title", "").split())
     run, token = index().add(
         spec=spec,
         files=files,
         title=title,
-        listed=request.form.get("listed", "") not in ("", "0"),
+        listed=form.get("listed", "") not in ("", "0"),
         run_id=run_id,
-        note=" ".join(request.form.get("note", "").split()),
+        note=" ".join(form.get("note", "").split()),
         message_id=mail,
     )
     current_app.config["ENQUEUE"](run.id)
     return _answer(run, token)
+
+
+def _check_room(data_dir: Path) -> None:
+    """Refuse what would leave traces that are being recorded, and the index, without room."""
+    floor = int(current_app.config["MIN_FREE_BYTES"])
+    free = shutil.disk_usage(data_dir).free - (request.content_length or 0)
+    if free < floor:
+        raise DiskFull(
+            f"the disk of this server would have {max(free, 0) >> 20:,} MiB left; "
+            f"{floor >> 20:,} MiB stay free",
+            hint=ROOM_HINT,
+        )
 
 
 def _answer(run: Run, token: str) -> AnyResponse:
@@ -169,8 +204,11 @@ def _answer(run: Run, token: str) -> AnyResponse:
 
 def _given(name: str) -> FileStorage | None:
     """Return the file of a field; a browser sends the field of no file too, without a name."""
-    storage = request.files.get(name)
-    return storage if storage is not None and storage.filename else None
+    for field in (name, *(other for other, known in ALIASES.items() if known == name)):
+        storage = request.files.get(field)
+        if storage is not None and storage.filename:
+            return storage
+    return None
 
 
 def _store_trace(data_dir: Path, run_id: str) -> dict[str, Any]:
@@ -219,6 +257,51 @@ def _forget(data_dir: Path, run_id: str) -> None:
         upload_path(data_dir, run_id, role).unlink(missing_ok=True)
 
 
+def known_fields(
+    form: MultiDict[str, str], files: MultiDict[str, FileStorage]
+) -> MultiDict[str, str]:
+    """Return the fields under the form's own names.
+
+    Raises:
+        BadOption: a field that means nothing here, or one thing said twice.
+    """
+    named: MultiDict[str, str] = MultiDict()
+    for field in form:
+        name = ALIASES.get(field, field)
+        if name in (*ROLES, TRACE):
+            raise BadOption(
+                f"field {field!r} holds a text, not a file", hint=f"curl -F {field}=@FILE sends it."
+            )
+        if name not in FIELDS:
+            raise _unknown(field)
+        values = set(form.getlist(field)) | set(named.getlist(name))
+        if len(values - {""}) > 1:
+            raise BadOption(f"field {name!r} is given twice", hint="Give each field once.")
+        named.setlist(name, [max(values)])
+    for field in files:
+        if ALIASES.get(field, field) not in (*ROLES, TRACE):
+            raise _unknown(field)
+    return named
+
+
+def _unknown(field: str) -> BadOption:
+    return BadOption(
+        f"unknown field {printable(field[:40])!r}",
+        hint=f"Files: {', '.join((*ROLES, TRACE))}. Fields: {', '.join(FIELDS)}.",
+    )
+
+
+def _mode(form: MultiDict[str, str]) -> str:
+    """Return how to load: `mode=load`, or `load=1` as the command line has it."""
+    asked = [name for name in ("load", "load-panic") if _ticked(form, name)]
+    mode = form.get("mode", "") or (asked[0] if asked else "load-panic")
+    if mode not in ("load", "load-panic") or any(name != mode for name in asked):
+        raise BadOption(
+            f"mode {' and '.join([mode[:40], *asked])!r}", hint="It is load or load-panic."
+        )
+    return mode
+
+
 def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, Any]:
     """Return what the form asks for as a RunSpec document.
 
@@ -226,21 +309,19 @@ def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, An
         BadOption: a field is not what it should be.
         LimitError: more CPUs or memory than this server gives.
     """
-    mode = form.get("mode", "load-panic")
-    if mode not in ("load", "load-panic"):
-        raise BadOption(f"mode {mode[:40]!r}", hint="It is load or load-panic.")
+    mode = _mode(form)
     cpus = _integer(form, "cpus", 4)
     boot_cpu = _integer(form, "boot_cpu", 0)
     if not 1 <= cpus <= limit["max_cpus"]:
         raise LimitError(f"{cpus} CPUs; 1 to {limit['max_cpus']} are possible")
     if not 0 <= boot_cpu < cpus:
-        raise BadOption(f"boot_cpu {boot_cpu} of {cpus} CPUs", hint="CPUs are counted from 0.")
+        raise BadOption(no_such_cpu(boot_cpu, cpus), hint="CPUs are counted from 0.")
     mem_bytes = parse_size(form.get("mem", "") or "1G", "mem")
     if mem_bytes > limit["max_mem_bytes"]:
         most = pages.size_text(limit["max_mem_bytes"])
         raise LimitError(f"mem {pages.size_text(mem_bytes)}; at most {most} is possible")
     base = form.get("base", "")
-    append = form.get("append", "") or form.get("command-line", "")
+    append = form.get("append", "")
     if len(append) > 2047 or not append.isprintable():
         raise BadOption("append: at most 2,047 printable characters")
     spec: dict[str, Any] = {
@@ -258,6 +339,9 @@ def parse_spec(form: MultiDict[str, str], limit: dict[str, int]) -> dict[str, An
     }
     if form.get("corrupt", "").strip():
         spec["corrupt"] = parse_size(form["corrupt"], "corrupt")
+    for name, key in (("quantum", "quantum"), ("limit", "limit_ticks")):
+        if form.get(name, "").strip():
+            spec[key] = _integer(form, name, 0)
     return spec
 
 

@@ -19,6 +19,7 @@ import fcntl
 import json
 import logging
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -325,9 +326,21 @@ class Worker:
         os.close(self._lock)
 
 
+def raise_descriptor_limit() -> None:
+    """Take all descriptors that this process may have.
+
+    Sessions are of the same user and have few, so that none can use up, with descriptors that it
+    leaves in flight, what the worker needs to pass its own.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(ValueError, OSError):  # "unlimited" is more than this kernel gives
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def run_worker(data_dir: Path, *, until_stdin_ends: bool = False) -> None:
     """Serve `data_dir` until SIGTERM or SIGINT, or until stdin ends (the parent has gone)."""
     os.umask(0o077)  # what users upload is nobody else's on this machine
+    raise_descriptor_limit()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

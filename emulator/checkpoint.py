@@ -12,6 +12,7 @@ import gc
 import json
 import os
 import select
+import signal
 import socket
 import time
 import zlib
@@ -39,6 +40,9 @@ MAX_SLICES: Final = 3000
 """Slices between two checkpoints, before there are too many of these."""
 MAX_QUESTION_BYTES: Final = 180 << 10
 """Of one message, packed; some 100,000 slices fit."""
+ANSWER_CPU_SECONDS: Final = 30.0
+"""CPU time of one process that answers; the kernel ends it then, whatever it runs. The shell waits
+for an answer a minute at most, but who no longer waits cannot end the work."""
 
 
 @dataclass
@@ -227,6 +231,8 @@ def answer_in_a_fork(fd: int, work: Callable[[], Record]) -> None:
         return
     if child == 0:
         try:
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_PROF, ANSWER_CPU_SECONDS)
             gc.disable()
             answer(fd, guarded(work))
         finally:

@@ -108,10 +108,6 @@ class Cpu:
         """Instructions that this CPU has retired."""
         self.range = (1, 0, -1)
         """Its current code range: lo, hi, class (see `native`)."""
-        self.code: dict[int, bytes] = {}
-        """Physical pages it has fetched code from, as they were then."""
-        self.opened = 0
-        """How many of them it may write (see `native`)."""
         self.interrupt = -1
         """Number of the exception that stopped it, -1 for none."""
         self._state = state
@@ -272,6 +268,11 @@ class Cpu:
     def follow_blocks(self, function: Any) -> None:
         """Have a native callback called for every block, after the one that counts ticks."""
         self._hook(unicorn.UC_HOOK_BLOCK, function)
+        self._uc.ctl_flush_tb()
+
+    def follow_code(self, function: Any, lo: int, hi: int) -> None:
+        """Have a native callback called for every instruction at effective [lo, hi)."""
+        self._hook(unicorn.UC_HOOK_CODE, function, lo, hi - 1)
         self._uc.ctl_flush_tb()
 
     def see_memory(self, see: Callable[[int, int, int], None]) -> None:

@@ -13,10 +13,10 @@ from typing import Any, Final
 
 import capstone
 
+from emulator.branches import REGISTER_FORMS, branch_text
+
 _OPD_31: Final = {306: "tlbie", 274: "tlbiel", 498: "slbia", 566: "tlbsync", 434: "slbie"}
-_CONDITIONS: Final = ("lt", "gt", "eq", "so")
 _HEX: Final = re.compile(r"0x[0-9a-f]+")
-_BRANCHES: Final = (16, 18)
 _SYNCS: Final = {0: "hwsync", 1: "lwsync", 2: "ptesync"}
 _SPRS: Final = {
     26: "srr0", 27: "srr1", 18: "dsisr", 19: "dar", 22: "dec", 28: "cfar", 287: "pvr", 3: "dscr",
@@ -24,6 +24,7 @@ _SPRS: Final = {
     896: "ppr", 61: "iamr", 29: "amr", 157: "uamor", 349: "amor", 153: "fscr", 190: "hfscr",
     795: "mmcr0", 798: "mmcr1", 785: "mmcr2", 786: "mmcra", 319: "lpidr", 338: "pcr", 187: "ciabr",
     309: "purr", 308: "spurr", 286: "tbu40",
+    849: "vtb",
 }  # fmt: skip
 """SPRs with instructions of their own in objdump's output (Power ISA 3.1 Book III 5.4.4)."""
 _HINTS: Final = (1, 2, 3, 5, 6, 7, 27, 29, 30, 31)
@@ -65,12 +66,15 @@ def disassemble(code: bytes, addr: int, *, big_endian: bool) -> list[Line]:
 
 def _text(raw: bytes, addr: int, big_endian: bool) -> str:
     word = int.from_bytes(raw, "big" if big_endian else "little")
+    primary = word >> 26
+    if primary == 16 or (primary == 19 and word >> 1 & 0x3FF in REGISTER_FORMS):
+        return branch_text(word, addr) or f".long   0x{word:08x}"
     mended = _mend(word)
     if mended is not None:
         return mended
     for _, _, mnemonic, operands in _engine(big_endian).disasm_lite(raw, addr):
         text = operands.replace(", ", ",")
-        number = _target if word >> 26 in _BRANCHES else _decimal
+        number = _target if primary == 18 else _decimal
         return f"{mnemonic:<7} {_HEX.sub(number, text)}".rstrip()
     return f".long   0x{word:08x}"
 
@@ -130,9 +134,6 @@ def _mend(word: int) -> str | None:
     rt, ra, rb = word >> 21 & 31, word >> 16 & 31, word >> 11 & 31
     if primary == 31 and extended == 444 and rt == ra == rb and rt in _HINTS and not word & 1:
         return f"{'or':<7} {rt},{rt},{rt}"
-    if primary == 19 and extended == 528 and rt & 0x14 != 0x14:
-        name = "bcctrl" if word & 1 else "bcctr"
-        return f"{name:<7} {rt},{_CONDITIONS[ra & 3] if ra < 4 else ra}"
     if primary == 31 and extended in _OPD_31:
         name = _OPD_31[extended]
         if name == "tlbsync":

@@ -110,3 +110,11 @@ class DivergenceError(BootflowError):
     """A replay differs from what was recorded; names the first tick, CPU and register."""
 
     slug = "divergence"
+
+
+def size_words(size_bytes: int) -> str:
+    """Return a size as messages and options write it: 64M, 16G, 64K; else in bytes."""
+    for shift, unit in ((30, "G"), (20, "M"), (10, "K")):
+        if size_bytes > 0 and size_bytes % (1 << shift) == 0:
+            return f"{size_bytes >> shift}{unit}"
+    return f"{size_bytes} bytes"

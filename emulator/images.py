@@ -26,6 +26,7 @@ from emulator.elf import (
     ET_DYN,
     ET_EXEC,
     ET_REL,
+    PT_INTERP,
     PT_LOAD,
     SHF_ALLOC,
     SHF_EXECINSTR,
@@ -33,7 +34,14 @@ from emulator.elf import (
     describe_elf,
     read_elf,
 )
-from emulator.errors import ImageError, LimitError, MissingSymbol, NotElf, WrongMachine
+from emulator.errors import (
+    ImageError,
+    LimitError,
+    MissingSymbol,
+    NotElf,
+    WrongMachine,
+    size_words,
+)
 from emulator.handoff import LOW_COPY_BYTES
 from emulator.relocations import layout_purgatory
 from emulator.symbols import SymbolTable
@@ -201,7 +209,7 @@ def looks_like(data: bytes | memoryview) -> str:
 def _check_size(data: bytes, name: str) -> None:
     if len(data) > MAX_FILE_BYTES:
         raise LimitError(
-            f"{name}: {len(data)} bytes; the limit for a file is {MAX_FILE_BYTES}",
+            f"{name}: {len(data)} bytes; the limit for a file is {size_words(MAX_FILE_BYTES)}",
             hint="Strip its debug sections: strip --strip-debug keeps the symbols.",
         )
 
@@ -229,7 +237,7 @@ def _unpack(data: bytes, name: str, unpacker: Callable[[bytes], Iterator[bytes]]
             total += len(piece)
             if total > MAX_UNPACKED_BYTES:
                 raise LimitError(
-                    f"{name}: unpacks to more than {MAX_UNPACKED_BYTES} bytes",
+                    f"{name}: unpacks to more than {size_words(MAX_UNPACKED_BYTES)}",
                     hint="Unpack and strip it, or give the vmlinux itself.",
                 )
             pieces.append(piece)
@@ -337,6 +345,7 @@ def read_kernel(data: bytes, name: str) -> KernelImage:
             if elf.type == ET_REL
             else "Give the vmlinux that was booted, not a dump or a module.",
         )
+    _check_no_program(name, elf)
     view = memoryview(elf.data)
     segments = tuple(
         LoadSegment(h.vaddr, h.paddr, view[h.offset : h.offset + h.file_bytes], h.mem_bytes)
@@ -352,6 +361,22 @@ def read_kernel(data: bytes, name: str) -> KernelImage:
     return KernelImage(name, data, elf, segments)
 
 
+def _check_no_program(name: str, elf: ElfFile) -> None:
+    """Refuse what the kernel would hand to a dynamic linker: kexec itself, for one."""
+    interpreter = next((h for h in elf.program_headers if h.type == PT_INTERP), None)
+    if interpreter is None:
+        return
+    at, size = interpreter.offset, min(interpreter.file_bytes, 80)
+    path = bytes(memoryview(elf.data)[at : at + size]).split(b"\0", 1)[0]
+    shown = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in path)
+    kind = "a PIE program" if elf.type == ET_DYN else "a program"
+    raise WrongMachine(
+        f"{name}: looks like {kind} (PT_INTERP {shown}); expected a vmlinux",
+        hint="A kexec program goes into the purgatory field."
+        " On a ppc64 machine the kernel is /boot/vmlinux-*.",
+    )
+
+
 def _check_segments(name: str, segments: tuple[LoadSegment, ...]) -> None:
     low = min(segment.vaddr for segment in segments)
     for index, segment in enumerate(segments):
@@ -364,7 +389,7 @@ def _check_segments(name: str, segments: tuple[LoadSegment, ...]) -> None:
         if segment.vaddr + segment.mem_bytes - low > MAX_KERNEL_BYTES:
             raise LimitError(
                 f"{name}: PT_LOAD {index} ends {segment.vaddr + segment.mem_bytes - low:#x} bytes"
-                f" behind the start of the kernel; the limit is {MAX_KERNEL_BYTES:#x}",
+                f" behind the start of the kernel; the limit is {size_words(MAX_KERNEL_BYTES)}",
                 hint="A kernel has one or two PT_LOADs next to each other.",
             )
 
@@ -431,7 +456,7 @@ def _checked_purgatory(name: str, data: bytes, elf: ElfFile, found: str) -> Purg
     if elf.file_bytes > MAX_PURGATORY_FILE_BYTES:
         raise LimitError(
             f"{name}: a purgatory file of {elf.file_bytes} bytes ({found});"
-            f" the limit is {MAX_PURGATORY_FILE_BYTES}",
+            f" the limit is {size_words(MAX_PURGATORY_FILE_BYTES)}",
             hint="kexec-tools' purgatory.ro has about 22,000 bytes.",
         )
     exact = read_elf(bytes(whole[: elf.file_bytes]), name, _WANT_PURGATORY)

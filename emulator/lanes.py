@@ -9,13 +9,16 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from emulator.handoff import STAGES
 from emulator.trace import Event, Slice
 
 FIRST_STAGE = "hand-over"
-MAX_CHANGES = 100_000
+MAX_CHANGES = 20_000
 """Stage changes that are looked at; a run with more is a flood, and its first part must do."""
+MAX_SLICES = 50_000
+"""Slices that are looked at where stage events are missing; a trace may hold 4,000,000."""
 _BY_ID = {stage.id: stage for stage in STAGES}
 _BY_LETTER = {stage.letter: stage for stage in STAGES}
 
@@ -69,7 +72,7 @@ class Lanes:
     def at(self, cpu: int | None, tick: int) -> Stay | None:
         """Return the stay of a CPU in the state at a tick; None before its first stage."""
         row = self.stays.get(-1 if cpu is None else cpu, ())
-        index = bisect_right([stay.lo for stay in row], tick) - 1
+        index = bisect_right(row, tick, key=lambda stay: stay.lo) - 1
         return row[index] if index >= 0 else None
 
     def letter_of(self, cpu: int | None, tick: int) -> str:
@@ -88,7 +91,7 @@ def lanes(events: Iterable[Event], slices: Iterable[Slice], cpus: int, last_tick
 
     Args:
         events: those of kind "stage", in order.
-        slices: the schedule; looked at only where a CPU has no stage event.
+        slices: the schedule; its first MAX_SLICES are looked at, where a CPU has no stage event.
         cpus: how many lanes there are.
         last_tick: where the last stay of each CPU ends.
     """
@@ -101,7 +104,7 @@ def lanes(events: Iterable[Event], slices: Iterable[Slice], cpus: int, last_tick
                 row.append(entry)
     without = {cpu for cpu, row in marks.items() if not row}
     if without:
-        for item in slices:
+        for item in islice(slices, MAX_SLICES):
             row = marks.get(item.cpu, [])
             stage = stage_id(item.stage)
             if item.cpu in without and stage and (not row or row[-1][1] != stage):

@@ -8,11 +8,11 @@ What shapes it, beside Unicorn's own quirks (`cpu`):
 
 - `uc_emu_stop` from the block hook acts before the block runs: a slice ends on an exact tick that
   way.
-- Memory hooks force every load and store onto a slow path (3.5 times slower on the digest loop).
-  Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data accesses of
-  those pages reach a native callback (`native`), everything else runs at full speed.
-- A write through MMIO, or by another CPU, does not drop translated blocks: `_drop_stale_code` does.
-  Nor does a second write of the same CPU to a page of code: the block hook compares (`native`).
+- Memory hooks force every load and store of the guest onto a slow path (3.5 times slower on the
+  digest loop). Watched pages are therefore mapped as MMIO, for data only: fetches go to RAM, data
+  accesses of those pages reach a native callback, everything else runs at full speed. See
+  `native`.
+- Not every write to code drops its translation: `codepages` does.
 - A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
 """
@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulator import mmu, native
+from emulator.codepages import CodePages
 from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
 from emulator.ppc64 import (
@@ -99,9 +100,6 @@ class Machine:
         self.ram_addr = ctypes.addressof(self._anchor)
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
-        self._prepared = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint8)
-        self._opened = np.zeros((cpus, ram_bytes // PAGE_BYTES), np.uint16)
-        self._copies = np.zeros((cpus, native.OPENED_MAX * PAGE_BYTES), np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
         self._page_digests: dict[int, bytes] = {}
         self._last: Cpu | None = None
@@ -120,6 +118,7 @@ class Machine:
         self.set_watches(watches if counting else ())
         ram = (self.ram_addr, ram_bytes)
         self.cpus = [Cpu(n, ram, self.state, counting=counting) for n in range(cpus)]
+        self._code = [CodePages(cpu, self.ram, self.state) for cpu in self.cpus]
 
     # --- set-up -------------------------------------------------------------------------------
 
@@ -230,7 +229,9 @@ class Machine:
             written = int(s[native.WATCH_WRITTEN])
             if stop is not None or not s[native.STOPPED]:
                 continue
-            if s[native.LOG_COUNT] >= native.LOG_STOP_AT:
+            if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
+                stop = Stop("hit")
+            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
                 stop = Stop("log")
             elif written:
                 wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
@@ -263,40 +264,21 @@ class Machine:
         """Make `cpu` the one that the native state speaks of."""
         s = self.state
         cpu.refresh()
-        if self._last is not cpu:
-            self._drop_stale_code(cpu)
-            self._last = cpu
+        self._code[cpu.number].enter(self._last is not cpu)
+        self._last = cpu
         s[native.CPU] = cpu.number
         s[native.PID] = cpu.spr(SPR_PID) & 0xFFFFFFFF
-        s[native.PREPARED_ADDR] = self._prepared[cpu.number].ctypes.data
-        s[native.OPENED_ADDR] = self._opened[cpu.number].ctypes.data
-        s[native.COPIES_ADDR] = self._copies[cpu.number].ctypes.data
-        s[native.OPENED_COUNT] = cpu.opened
         s[native.RANGE_LO], s[native.RANGE_HI], s[native.RANGE_CLASS] = cpu.range
         s[native.BLOCK_BYTES] = 0
         s[native.WATCH_WRITTEN] = 0
-        s[native.FETCH_COUNT] = 0
         s[native.SPAN_LO], s[native.SPAN_HI] = native.EA_MASK, 0
 
     def _leave(self, cpu: Cpu, begin: int) -> None:
-        """Keep what belongs to the CPU; note the code pages it runs, for `_drop_stale_code`."""
+        """Keep what belongs to the CPU."""
         s = self.state
         cpu.range = tuple(s[[native.RANGE_LO, native.RANGE_HI, native.RANGE_CLASS]].tolist())
         cpu.retired += self.tick - begin
-        cpu.opened = int(s[native.OPENED_COUNT])
-        count = int(s[native.FETCH_COUNT])
-        if count > native.FETCHED_MAX:  # more than could be noted: start over with what is known
-            cpu.drop_all_code()
-            cpu.code.clear()
-            cpu.flush_tlb()
-            count = native.FETCHED_MAX
-        elif len(cpu.code) > native.FETCHED_MAX:
-            cpu.drop_all_code()
-            cpu.code.clear()
-            cpu.flush_tlb()
-        pages = s[native.FETCHED : native.FETCHED + count]
-        for page in np.unique(pages).tolist():
-            cpu.code[page] = self.ram[page : page + PAGE_BYTES]
+        self._code[cpu.number].leave()
 
     def _go(self, cpu: Cpu, limit: int, end: int | None = None) -> Stop | None:
         """One `emu_start`; afterwards the tick is right and what interrupted it is dealt with."""
@@ -307,7 +289,9 @@ class Machine:
         s[native.FAULT_WHY] = 0
         refused = cpu.go(end)
         self._settle(cpu.nip)
-        self._forget_written(cpu)
+        self._code[cpu.number].forget_written(self.watch_pages)
+        if s[native.WATCH_WRITTEN] & native.STOPPED_AT_RANGE and self._on_range:
+            self._on_range(cpu.number)
         if cpu.interrupt >= 0 or refused:
             s[native.BUDGET] -= 1
         if cpu.interrupt >= 0:
@@ -325,56 +309,6 @@ class Machine:
             return self._go(cpu, 1 << 62, end)
         finally:
             cpu.drop_code(nip, end + 4)
-
-    # --- code that changed under a CPU ----------------------------------------------------------
-
-    def _drop_stale_code(self, cpu: Cpu) -> None:
-        """Drop the translations of pages that others wrote since this CPU ran last."""
-        ram = self.ram
-        for page, content in cpu.code.items():
-            if ram[page : page + PAGE_BYTES] != content:
-                self._drop_page(cpu, page)
-                cpu.code[page] = ram[page : page + PAGE_BYTES]
-
-    def _forget_written(self, cpu: Cpu) -> None:
-        """Drop the translations of code that this CPU wrote; say so if it stands at a range."""
-        s = self.state
-        written = int(s[native.WATCH_WRITTEN])
-        for n, page in enumerate(self.watch_pages):
-            if written >> n & 1:
-                self._drop_page(cpu, page)
-        if written & native.STOPPED_AT_RANGE and self._on_range:
-            self._on_range(cpu.number)
-        if not written & native.CODE_WRITTEN:
-            return
-        stale = int(s[native.STALE_PAGE])
-        if stale >= 0:
-            self._drop_page(cpu, stale)
-        else:
-            self._drop_everything(cpu)
-
-    def _drop_everything(self, cpu: Cpu) -> None:
-        """Drop every translation and all that is known about code pages."""
-        cpu.drop_all_code()
-        cpu.flush_tlb()
-        self._prepared[cpu.number][:] = 0
-        self._opened[cpu.number][:] = 0
-        self.state[native.OPENED_COUNT] = 0
-
-    def _drop_page(self, cpu: Cpu, page: int) -> None:
-        """Drop every translation of a physical page, whatever address it ran under."""
-        s = self.state
-        s[native.PROBE] = page
-        ea = native.PROBE_EA | page
-        cpu.drop_code(ea, ea + PAGE_BYTES)
-        s[native.PROBE] = -1
-        cpu.flush_tlb()
-        self._prepared[cpu.number][page // PAGE_BYTES] = 0
-        slot = int(self._opened[cpu.number][page // PAGE_BYTES])
-        if slot:
-            at = (slot - 1) * PAGE_BYTES
-            now = np.frombuffer(self.ram, np.uint8, PAGE_BYTES, page)
-            self._copies[cpu.number][at : at + PAGE_BYTES] = now
 
     # --- what interrupts a CPU ------------------------------------------------------------------
 
@@ -462,7 +396,7 @@ class Machine:
             prepared = native.PREPARED_REAL
         elif page & native.EA_MASK == physical and page >> 60 == 0xC:
             prepared = native.PREPARED_LINEAR
-        self._prepared[cpu.number][physical // PAGE_BYTES] |= prepared
+        self._code[cpu.number].note_prepared(physical, prepared)
 
     # --- looking --------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from emulator.errors import PlacementError
+from emulator.errors import PlacementError, size_words
 from emulator.handoff import LOW_COPY_BYTES, PAGE_BYTES
 
 
@@ -63,7 +63,7 @@ class Ram:
         if best is None:
             room = ", ".join(f"{low:#x}-{high:#x}" for low, high in self.ranges)
             raise PlacementError(
-                f"no room for the {what}: {size:#x} bytes do not fit into {room}",
+                f"no room for the {what}: {size_words(size)} do not fit into {room}",
                 hint="Give more memory (--mem) or another place for the kernel (--base).",
             )
         return best
@@ -83,7 +83,7 @@ class Ram:
         addr = self.locate(name, mem_bytes, align, top) if given is None else given
         if addr % PAGE_BYTES:
             raise PlacementError(
-                f"the {name} at {addr:#x} is not on a page of {PAGE_BYTES:#x} bytes",
+                f"the {name} at {addr:#x} is not on a page of {size_words(PAGE_BYTES)}",
                 hint="Give an address that is a multiple of 64 KiB.",
             )
         segment = Segment(name, addr, data, mem_bytes)
@@ -114,6 +114,6 @@ def check_overlaps(segments: list[Segment], mem_bytes: int) -> None:
         end, last = segment.addr + segment.mem_bytes, segment.name
     if end > mem_bytes:
         raise PlacementError(
-            f"the {last} ends at {end:#x}, behind the memory of {mem_bytes:#x} bytes",
+            f"the {last} ends at {end:#x}, behind the memory of {size_words(mem_bytes)}",
             hint="Give more memory (--mem).",
         )

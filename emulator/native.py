@@ -49,6 +49,7 @@ HIT = RANGE_CLASS + 5  # the last (or first) hit: the fields of a log row, and t
 REGISTER, REGISTER_CPU, REGISTER_VALUE, REGISTER_KNOWN = (HIT + n for n in (9, 10, 11, 12))
 REGISTER_BEFORE, REGISTER_FROM, REGISTER_TO = (HIT + n for n in (13, 14, 15))
 TRAIL_ADDR, TRAIL_MAX, TRAIL_COUNT, TRAIL_NEXT, TRAIL_STEP = (HIT + n for n in range(16, 21))
+SEEN_ADDR, SEEN_MAX, SEEN_FULL = HIT + 21, HIT + 22, HIT + 23
 STARTS_ADDR, STARTS_COUNT, CENSUS_ADDR, CENSUS_MAX = (HIT + n for n in range(24, 28))
 CENSUS_COUNT, FUNCTION_LO, FUNCTION_HI, FUNCTION_CPU = (HIT + n for n in range(28, 32))
 CENSUS_CPU_SHIFT = 40  # a census row is (tick, cpu << 40 | index of the function)
@@ -70,6 +71,7 @@ PREPARED_REAL, PREPARED_LINEAR, PREPARED_OTHER = 1, 2, 4  # bits: code hooks sta
 WANT_PREPARE = 100  # "why" of a refused fetch: the page holds words that need a hook first
 
 LOG_RANGE, LOG_WRITE, LOG_READ = 1, 2, 4
+SEEN_PROBES = 64  # places of the table of blocks that are tried before it counts as full
 HIT_LAST, HIT_FIRST, HIT_ALL = 0, 1, 2  # which hits are kept: see `on_hit`
 LOG_STOP_AT = 4096  # the block hook asks for a stop when the log is this full: a block of 512
 # instructions, each with 32 accesses (dcbz, stmw), still fits behind it
@@ -386,17 +388,35 @@ def on_block_function(uc: Any, address: int, size: int, user: Any) -> None:
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block_register(uc: Any, address: int, size: int, user: Any) -> None:
-    """UC_HOOK_BLOCK, after `on_block`: between which blocks did a register change last?"""
+    """UC_HOOK_BLOCK, after `on_block`: between which blocks did a register change last?
+
+    It also notes when each block ran last, in rows (address, tick, bytes) of a hash table, for what
+    changes a register and changes it back within one block: as a UC_HOOK_CODE of such a block's
+    instructions this function sees that too.
+    """
     s = carray(user, (STATE_SLOTS,), np.int64)
     if s[CPU] != s[REGISTER_CPU]:
         return
+    tick = s[TICK] + ((address - s[BLOCK_PC]) >> 2)
     value = _read_reg(s, uc, s[REGISTER])
     if s[REGISTER_KNOWN] and value != s[REGISTER_VALUE]:
         s[REGISTER_FROM] = s[REGISTER_BEFORE]
-        s[REGISTER_TO] = s[TICK]
+        s[REGISTER_TO] = tick
     s[REGISTER_KNOWN] = 1
     s[REGISTER_VALUE] = value
-    s[REGISTER_BEFORE] = s[TICK]
+    s[REGISTER_BEFORE] = tick
+    rows = carray(_pointer(s[SEEN_ADDR]), (3 * s[SEEN_MAX],), np.int64)
+    mask = s[SEEN_MAX] - 1
+    at = (((address >> 2) * 0x9E3779B1) >> 12) & mask
+    for _ in range(SEEN_PROBES):
+        key = rows[3 * at]
+        if key == address or key == 0:
+            rows[3 * at] = address
+            rows[3 * at + 1] = tick
+            rows[3 * at + 2] = size
+            return
+        at = (at + 1) & mask
+    s[SEEN_FULL] = 1
 
 
 @cfunc(

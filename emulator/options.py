@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from emulator.errors import LimitError, PlacementError
+from emulator.errors import LimitError, PlacementError, size_words
 from emulator.handoff import PAGE_BYTES
 
 MAX_CPUS: Final = 16
@@ -62,6 +62,12 @@ def check_addresses(addresses: Addresses) -> None:
             )
 
 
+def no_such_cpu(cpu: int, cpus: int) -> str:
+    """Return the message about a CPU that the machine does not have."""
+    there = {1: "only 0", 2: "0 and 1"}.get(cpus, f"0 to {cpus - 1}")
+    return f"there is no CPU {cpu}: --cpus {cpus} gives {there}"
+
+
 def check_options(options: LoadOptions) -> None:
     """Raise PlacementError or LimitError for options that no machine has."""
     for name in ("cpus", "boot_cpu", "mem_bytes", "entry_r6"):
@@ -80,13 +86,12 @@ def check_options(options: LoadOptions) -> None:
         raise LimitError(f"{options.cpus} CPUs; 1 to {MAX_CPUS} are possible", hint="Use --cpus.")
     if not 0 <= options.boot_cpu < options.cpus:
         raise PlacementError(
-            f"boot CPU {options.boot_cpu} of {options.cpus} does not exist",
-            hint=f"--boot-cpu counts from 0 to {options.cpus - 1}.",
+            no_such_cpu(options.boot_cpu, options.cpus), hint="--boot-cpu counts from 0."
         )
     if not MIN_MEM_BYTES <= options.mem_bytes <= MAX_MEM_BYTES or options.mem_bytes % PAGE_BYTES:
         raise LimitError(
-            f"{options.mem_bytes:#x} bytes of memory; possible are {MIN_MEM_BYTES:#x} to"
-            f" {MAX_MEM_BYTES:#x} in pages of {PAGE_BYTES:#x}",
+            f"{size_words(options.mem_bytes)} of memory; possible are {size_words(MIN_MEM_BYTES)}"
+            f" to {size_words(MAX_MEM_BYTES)} in pages of {size_words(PAGE_BYTES)}",
             hint="Use --mem, for example --mem 1G.",
         )
     base = options.base_addr

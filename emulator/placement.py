@@ -19,7 +19,7 @@ from typing import Final
 from emulator import handover
 from emulator.coredump import build_core_header
 from emulator.devicetree import DeviceTree, Node
-from emulator.errors import LimitError, PlacementError
+from emulator.errors import LimitError, PlacementError, size_words
 from emulator.handoff import (
     BACKUP_BYTES,
     FLAG_OFFSET,
@@ -482,7 +482,8 @@ def _machine_tree(options: LoadOptions, dtb: DeviceTree | None) -> DeviceTree:
         )
     if top > options.mem_bytes:
         raise PlacementError(
-            f"{tree.name}: memory up to {top:#x}, but the machine has {options.mem_bytes:#x}",
+            f"{tree.name}: memory up to {top:#x}, but the machine has"
+            f" {size_words(options.mem_bytes)}",
             hint=f"Use --mem {top >> 20}M.",
         )
     return tree

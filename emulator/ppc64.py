@@ -95,3 +95,33 @@ INTERRUPTS: dict[int, Interrupt] = {
 
 # Program check reasons in SRR1 (Power ISA 3.1 Book III 7.5.9)
 PROGRAM_ILLEGAL, PROGRAM_PRIVILEGED, PROGRAM_TRAP = 0x80000, 0x40000, 0x20000
+
+
+_WRITES_RT = frozenset((3, 7, 8, 12, 13, 14, 15, 32, 33, 34, 35, 40, 41, 42, 43, 56, 58))
+_WRITES_RA = frozenset((20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30))
+_UPDATES = frozenset((33, 35, 37, 39, 41, 43, 45, 49, 51, 53, 55, 58, 62))
+_MANY = frozenset((1, 2, 4, 5, 6, 31, 46, 56, 57, 59, 60, 61, 63))
+"""Primary opcodes with instructions of several forms: any register that they name counts."""
+
+
+def may_write(word: int, number: int) -> bool:
+    """Whether an instruction may change a register (a UC_REG number: GPR, LR or CTR).
+
+    True for more than those that do, never False for one that does: a search looks closer then.
+    Source: Power ISA 3.1, appendix of opcode maps.
+    """
+    primary, rt, ra = word >> 26, word >> 21 & 31, word >> 16 & 31
+    if number in (UC_REG_LR, UC_REG_CTR):
+        branch = primary in (16, 18, 19) and (word & 1 or number == UC_REG_CTR)
+        return bool(branch) or (primary == 31 and word >> 1 & 0x3FF == 467)
+    wanted = number - UC_REG_GPR0
+    if primary in (17, 46) or (primary == 31 and word >> 1 & 0x3FF in (533, 597)):  # sc, lmw, lsw
+        return True
+    named = set()
+    if primary in _MANY:
+        named |= {rt, ra, rt + 1, word >> 11 & 31}
+    if primary in _WRITES_RT:
+        named |= {rt, rt + 1} if primary == 56 else {rt}
+    if primary in _WRITES_RA or primary in _UPDATES:
+        named.add(ra)
+    return wanted in named

@@ -7,6 +7,7 @@ What it is not: a search over many checkpoints (`search`), or the state itself (
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -15,16 +16,20 @@ import numpy as np
 
 from emulator import native
 from emulator.census import Census
+from emulator.cpu import Cpu
 from emulator.disassembly import disassemble
 from emulator.errors import DivergenceError, LimitError
-from emulator.mmu import ACCESS_WRITE
-from emulator.ppc64 import MSR_LE
+from emulator.machine import Machine
+from emulator.mmu import ACCESS_FETCH, ACCESS_WRITE
+from emulator.ppc64 import MSR_LE, may_write
 from emulator.run import Record, Run, hex64
 from emulator.spans import spans_of
 
 MAX_WINDOW: Final = 4096
 """Instructions in one window."""
 MAX_HITS: Final = 2000
+SEEN_BLOCKS: Final = 1 << 16
+"""Room for different blocks in one stretch, a power of two."""
 TRAIL_MAX: Final = 2_000_000
 """Blocks of which `trail` can tell; 48 MB."""
 
@@ -213,12 +218,11 @@ def _hits(path: Path, query: Record) -> Record:
 def _run_until_hit(run: Run, cpu: int, end: int) -> None:
     """Run to a tick, or a little less far once the first hit has stopped the CPU."""
     s = run.machine.state
-    first = bool(s[native.HIT_MODE] == native.HIT_FIRST)
     while run.machine.tick < end:
-        if first and s[native.HIT_COUNT]:
+        if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
             return
         begin = run.machine.tick
-        run.advance(cpu, end, exact=not first)  # a hit stops far from the end: no exact one then
+        run.advance(cpu, end, exact=True)
         if run.machine.tick == begin:
             return
 
@@ -251,21 +255,58 @@ def _access(run: Run, fields: list[int | None]) -> Record:
 
 
 def _register(path: Path, query: Record) -> Record:
-    """Between which ticks of (from, to] a register of a CPU changed last: {"from", "to"} or {}."""
-    machine = path.run.machine
+    """Between which ticks of (from, to] a register of a CPU changed last: {"from", "to"} or {}.
+
+    "again" lists code [lo, hi) that ran later and may have changed the register and changed it
+    back, unseen from outside its block: the question is to be put again with it as "inside".
+    """
+    machine, number = path.run.machine, query["register"]
     path.goto(query["from"])
     s, cpu = machine.state, machine.cpus[query["cpu"]]
-    s[native.REGISTER], s[native.REGISTER_CPU] = query["register"], query["cpu"]
-    s[native.REGISTER_KNOWN] = s[native.REGISTER_TO] = 0
+    s[native.REGISTER], s[native.REGISTER_CPU] = number, query["cpu"]
+    s[native.REGISTER_KNOWN] = s[native.REGISTER_TO] = s[native.SEEN_FULL] = 0
+    seen = np.zeros((SEEN_BLOCKS, 3), np.int64)
+    s[native.SEEN_ADDR], s[native.SEEN_MAX] = seen.ctypes.data, SEEN_BLOCKS
     cpu.follow_blocks(native.on_block_register)
+    for lo, hi in query.get("inside", ()):
+        cpu.follow_code(native.on_block_register, lo, hi)
     path.goto(query["to"])
-    value = cpu.registers_by_number(query["register"])
+    value = cpu.registers_by_number(number)
     known = int(s[native.REGISTER_VALUE]) % (1 << 64)
+    found: Record = {}
+    since = query["from"]
     if s[native.REGISTER_KNOWN] and value != known:
         return {"from": int(s[native.REGISTER_BEFORE]), "to": query["to"]}
     if s[native.REGISTER_TO]:
-        return {"from": int(s[native.REGISTER_FROM]), "to": int(s[native.REGISTER_TO])}
-    return {}
+        since = int(s[native.REGISTER_TO])
+        found = {"from": int(s[native.REGISTER_FROM]), "to": since}
+    if "inside" not in query:
+        if s[native.SEEN_FULL]:
+            raise LimitError("too many blocks ran in one stretch", hint="Ask about another tick.")
+        rows = seen[(seen[:, 0] != 0) & (seen[:, 1] >= since)]
+        again = [
+            (int(addr) % (1 << 64), int(addr) % (1 << 64) + int(size))
+            for addr, _, size in rows.tolist()
+            if _writes_twice(machine, cpu, int(addr) % (1 << 64), int(size), number)
+        ]
+        if again:
+            found["again"] = again
+    return found
+
+
+def _writes_twice(machine: Machine, cpu: Cpu, ea: int, size: int, number: int) -> bool:
+    """Whether two instructions of a block may write a register: one alone is seen from outside."""
+    physical = machine.translate(cpu, ea, ACCESS_FETCH)
+    if physical is None:
+        physical = ea & native.EA_MASK
+    if physical + size > machine.ram_bytes:
+        return True
+    code = machine.read(physical, size)
+    for order in ("<", ">"):  # it may have run in the other than the CPU has now
+        words = struct.unpack(f"{order}{size // 4}I", code[: size & ~3])
+        if sum(may_write(word, number) for word in words) > 1:
+            return True
+    return False
 
 
 # --- trail: functions over a stretch --------------------------------------------------------------

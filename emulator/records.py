@@ -2,7 +2,8 @@
 
 A record is a flat JSON object; its key `t` names the type. Records come from a process that parses
 and runs hostile images, so nothing in them is believed: types, ranges and lengths are checked here,
-before anything is written. The same table checks the rows of a trace file of a stranger.
+before anything is written or shown. The same tables check a trace file of a stranger, and
+`ANSWERS` what a session answers.
 
 Not here: how rows are stored (`trace.py`), how frames travel between processes (`app/sessions.py`).
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.errors import TraceCorruptError
+from emulator.errors import SessionError, TraceCorruptError
 
 Json = dict[str, Any]
 
@@ -292,6 +293,215 @@ def check_row(kind: str, row: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple([f.check(v) for f, v in zip(RECORDS[kind], row, strict=True)])
     except ValueError as exc:
         raise TraceCorruptError(f"a row of table {kind!r}: {exc}") from exc
+
+
+_HEX_LONG = re.compile(r"0x[0-9a-f]{1,2048}\Z")
+_HEX_BYTES = re.compile(r"(?:[0-9a-f]{2}){0,4096}\Z")
+_DEPTH = 8
+
+
+def _hex_long(value: Any) -> str:
+    if type(value) is not str or not _HEX_LONG.match(value):
+        raise _Bad('expected a value as "0x.."')
+    return value
+
+
+def _hex_register(value: Any) -> str:
+    if int(_hex_long(value), 16) >> 64:
+        raise _Bad("expected a value of 64 bits")
+    return str(value)
+
+
+def _hex_bytes(value: Any) -> str:
+    if type(value) is not str or not _HEX_BYTES.match(value):
+        raise _Bad("expected bytes as hex digits")
+    return value
+
+
+def _plain(value: Any, depth: int = _DEPTH) -> Any:
+    """Check what no table knows: bounded JSON; its text becomes clean text."""
+    if type(value) is str:
+        return clean_text(value, 4096)
+    if value is None or type(value) in (bool, float):
+        return value
+    if type(value) is int and -(1 << 64) < value < 1 << 64:
+        return value
+    if depth and type(value) is list:
+        return [_plain(item, depth - 1) for item in value]
+    if depth and type(value) is dict:
+        return {clean_text(key, 64): _plain(item, depth - 1) for key, item in value.items()}
+    raise _Bad("expected numbers of 64 bits, in a document that is not deep")
+
+
+def _list(inner: Callable[[Any], Any], most: int) -> Callable[[Any], list[Any]]:
+    def check(value: Any) -> list[Any]:
+        if type(value) is not list or len(value) > most:
+            raise _Bad(f"expected a list of at most {most}")
+        return [inner(item) for item in value]
+
+    return check
+
+
+def _map(keys: re.Pattern[str], inner: Callable[[Any], Any], most: int) -> Callable[[Any], Json]:
+    def check(value: Any) -> Json:
+        if type(value) is not dict or len(value) > most:
+            raise _Bad(f"expected an object of at most {most} entries")
+        if not all(keys.match(key) for key in value):
+            raise _Bad(f"expected keys like {keys.pattern}")
+        return {key: inner(item) for key, item in value.items()}
+
+    return check
+
+
+def _object(*fields: Field) -> Callable[[Any], Json]:
+    """Check an object by its fields; those with a default may be absent, others may be there."""
+
+    def check(value: Any) -> Json:
+        if type(value) is not dict:
+            raise _Bad("expected an object")
+        known = {field.name for field in fields}
+        found = {key: _plain(item) for key, item in value.items() if key not in known}
+        for field in fields:
+            if field.name in value:
+                try:
+                    found[field.name] = field.check(value[field.name])
+                except _Bad as exc:
+                    raise _Bad(f"{field.name}: {exc}") from exc
+            elif field.default is REQUIRED:
+                raise _Bad(f"no {field.name!r}")
+        return found
+
+    return check
+
+
+def _registers(value: Any) -> Json:
+    names = ("nip", "lr", "ctr", "msr", "cr", "xer", *(f"r{number}" for number in range(32)))
+    return _object(*(Field(name, _hex_register) for name in names))(value)
+
+
+_ADDR = _optional(_hex64)
+_SIZE = _number(0, 1 << 50)
+_SYMBOL = Field("symbol", _optional(_text(256)), "")
+_STAGE = Field("stage", _word, "")
+_PLACE = (Field("addr", _ADDR, None), Field("size", _optional(_SIZE), None))
+
+PLACEMENT = _object(
+    *(
+        Field(f"{what}_addr", _ADDR, None)
+        for what in ("kernel", "entry", "purgatory", "dt", "stack", "backup", "handover")
+    ),
+    Field("kernel_bytes", _SIZE, 0),
+    Field("mem_bytes", _SIZE, 0),
+    Field("cpu_ids", _list(_number(0, 1 << 32), MAX_CPUS), ()),
+    Field("boot_cpu", _CPU, 0),
+    Field("kernel_big_endian", _flag, False),
+    Field("purgatory_big_endian", _flag, False),
+    Field("command_line", _text(4096), ""),
+    Field("segments", _list(_object(Field("name", _text(256)), *_PLACE), 4096), ()),
+    Field("flags", _list(_object(Field("name", _text(256)), *_PLACE), 64), ()),
+    Field(
+        "low_fields",
+        _list(
+            _object(
+                Field("name", _text(256)),
+                Field("at", _number(0, 1 << 40)),
+                Field("size", _number(1, 4096)),
+            ),
+            256,
+        ),
+        (),
+    ),
+    Field("debug", _list(_text(4096), 20_000), ()),
+    Field("purgatory_found", _optional(_text(1024)), ""),
+)
+"""The placement record; `Prepared.record` of the recorder makes it."""
+
+_CODE = _object(
+    Field("addr", _hex64), Field("bytes", _hex_bytes), Field("text", _text(256)), _SYMBOL,
+    Field("le", _flag, False),
+)  # fmt: skip
+_FLAG = _object(
+    Field("name", _text(256)), Field("addr", _hex64), Field("size", _number(1, 16)),
+    Field("value", _hex_any),
+)  # fmt: skip
+_CPU_STATE = _object(
+    Field("cpu", _CPU), Field("registers", _registers), _STAGE, Field("stage_letter", _word, ""),
+    _SYMBOL, Field("lr_symbol", _text(256), ""), Field("parked", _flag, False),
+)  # fmt: skip
+_STEP = (
+    Field("tick", _TICK), Field("cpu", _CPU), Field("nip", _hex64, ""), _SYMBOL, _STAGE,
+    Field("text", _text(256), ""), Field("bytes", _hex_bytes, ""), Field("le", _flag, False),
+    Field("changed", _map(re.compile(r"[a-z0-9]{1,8}\Z"), _list(_hex_long, 2), 256), {}),
+)  # fmt: skip
+_ACCESS = (
+    Field("kind", _one_of(("r", "w")), ""), *_PLACE, Field("value", _optional(_hex_long), None),
+    Field("old", _optional(_hex_long), None),
+)  # fmt: skip
+_HIT = (
+    Field("found", _flag, True), Field("tick", _optional(_TICK), None),
+    Field("cpu", _optional(_CPU), None), _SYMBOL, *_ACCESS,
+)  # fmt: skip
+_LINK = _object(
+    Field("what", _text(64)), Field("tick", _optional(_TICK), None), *_PLACE, _SYMBOL,
+    Field("cpu", _optional(_CPU), None), Field("text", _optional(_text(1024)), ""),
+    Field("register", _optional(_text(16)), None), Field("value", _optional(_hex_long), None),
+)  # fmt: skip
+_SPAN = _object(
+    Field("cpu", _CPU), Field("from", _TICK), Field("to", _TICK), _SYMBOL, _STAGE,
+)  # fmt: skip
+
+# What a session may answer, by the question's "q"; `emulator.session` makes these.
+ANSWERS: dict[str, Callable[[Any], Json]] = {
+    "state": _object(
+        Field("tick", _TICK, 0),
+        Field("cpus", _list(_CPU_STATE, MAX_CPUS)),
+        Field("low_memory", _hex_bytes),
+        Field("kernel_low", _hex_bytes),
+        Field("flags", _list(_FLAG, 64), ()),
+        Field("disassembly", _map(re.compile(r"[0-9]{1,2}\Z"), _list(_CODE, 1024), MAX_CPUS), {}),
+    ),
+    "window": _object(
+        Field("tick", _TICK, 0),
+        Field(
+            "steps",
+            _list(_object(*_STEP, Field("memory", _list(_object(*_ACCESS), 4096), ())), 8192),
+        ),
+    ),
+    "last-write": _object(*_HIT),
+    "next-read": _object(*_HIT),
+    "next-write": _object(*_HIT),
+    "register-write": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
+    "accesses": _object(
+        Field("accesses", _list(_object(Field("tick", _TICK), Field("cpu", _CPU, 0)), 100_000)),
+        Field("more", _flag, False),
+    ),
+    "chain": _object(Field("links", _list(_LINK, 1024))),
+    "functions": _object(Field("spans", _list(_SPAN, 100_000)), Field("exact", _flag, True)),
+}
+
+
+def check_placement(document: Json) -> None:
+    """Check a placement record, or what a trace file has of one.
+
+    Raises:
+        TraceCorruptError: it is not what `PLACEMENT` says. Unknown keys hold any bounded JSON.
+    """
+    try:
+        PLACEMENT(document)
+    except _Bad as exc:
+        raise TraceCorruptError(f"placement record, {exc}") from exc
+
+
+def check_answer(kind: str, answer: Any) -> Json:
+    """Return the answer to a question of a kind, with its text cleaned.
+
+    Raises:
+        SessionError: it is not what `ANSWERS` says. Unknown keys hold any bounded JSON.
+    """
+    try:
+        return ANSWERS.get(kind, _object())(answer)
+    except _Bad as exc:
+        raise SessionError(f"the session's answer is none: {exc}") from exc
 
 
 def canonical_json(value: Any) -> str:

@@ -293,17 +293,22 @@ def _flag_mismatch(seen: Evidence, writes: list[Touch]) -> str:
     if flag is _OLD_FLAG and not writes:
         entry = seen.entered("purgatory")
         r6 = entry.gpr["r6"] if entry is not None else 0
-        why = "came without" if r6 != CRASH_SIGNATURE else "came with"
+        if r6 == CRASH_SIGNATURE:
+            return (
+                f"The kernel listens to {flag.name} at 0x{flag.at:x}; r6 carried 0xfeed1234, and"
+                " this purgatory wrote nothing there."
+            )
         return (
             f"The kernel listens to {flag.name}, which purgatory sets when r6 carries 0xfeed1234;"
-            f" it {why} it (r6 = 0x{r6:x}) and wrote nothing."
+            f" r6 was 0x{r6:x}, and it wrote nothing."
         )
     return ""
 
 
 def _order_mismatch(seen: Evidence) -> str:
     """Loader and purgatory of one byte order, kernel of the other."""
-    if seen.kernel_big == seen.purgatory_big or seen.flag is not _NEW_FLAG:
+    knows = seen.placement.get("run_at_load") is not None
+    if seen.kernel_big == seen.purgatory_big or seen.flag is not _NEW_FLAG or not knows:
         return ""
     names = {True: "big", False: "little"}
     read = seen.flag_reads[-1].value if seen.flag_reads else seen.flag_value

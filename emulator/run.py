@@ -79,6 +79,7 @@ class Run:
         """Takes the accesses that a query looks for; they are no events then."""
         self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
         """Takes the rows of `Machine.take_trail` after each slice."""
+        self._moved = False
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -190,7 +191,7 @@ class Run:
         if region in ("purgatory", "kernel") and region not in self._entered:
             self._entered.add(region)
             self.machine.set_ranges(native_ranges(self._set_rows()), anew=False)
-        if self.tracker.moved and not self.names.kernel_at_zero:
+        if self.tracker.moved and not self._moved:
             self._kernel_moved()
 
     def _set_rows(self) -> list[CodeRow]:
@@ -199,6 +200,7 @@ class Run:
 
     def _kernel_moved(self) -> None:
         """From here on the kernel's names and stages belong to its copy at 0."""
+        self._moved = True
         self.names = self.names.moved(True)
         self.machine.set_ranges(native_ranges(self._set_rows()))
 

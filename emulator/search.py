@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import socket
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 from emulator.checkpoint import Checkpoints, error_document
@@ -22,6 +24,10 @@ from emulator.spans import squeeze
 
 MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
+MAX_INSIDE: Final = 200
+"""Pieces of code that are looked into one by one; of more, all between the first and the last."""
+AT_ONCE: Final = 2
+"""Stretches that one search has replayed at the same time."""
 EXACT_TICKS: Final = 400_000
 """Until the census is complete, a stretch up to this long is replayed block by block, and a longer
 one is told from the trail that was left once in 16,384 ticks while it ran."""
@@ -120,25 +126,54 @@ class _Searcher:
 
     def last_write(self, lo: int, hi: int, tick: int) -> Record:
         """The newest write to physical [lo, hi) at or before a tick."""
-        for index, begin, end in self.stretches(tick):
-            if begin < end and self.may_write(index, lo, hi):
-                found = self._hits(index, begin, end, lo, hi, LOG_WRITE, "last")["accesses"]
-                if found:
-                    return self._with_stage(found[0])
+        wanted = [
+            (index, end, self._hits(begin, end, lo, hi, LOG_WRITE, "last"))
+            for index, begin, end in self.stretches(tick)
+            if begin < end and self.may_write(index, lo, hi)
+        ]
+        for found in self._ahead(wanted):
+            if found["accesses"]:
+                return self._with_stage(found["accesses"][0])
         return dict(_NOT_FOUND)
+
+    def _ahead(self, wanted: Sequence[tuple[int, int, Record]]) -> Iterator[Record]:
+        """The answers to (checkpoint, last tick, question), in order; the next is always asked.
+
+        So two stretches are searched at once; what is asked in vain ends with its process.
+        """
+        asked: deque[socket.socket] = deque()
+        rest = iter(wanted)
+        try:
+            while True:
+                for index, end, query in islice(rest, AT_ONCE - len(asked)):
+                    asked.append(self._put(index, end, query))
+                if not asked:
+                    return
+                with asked.popleft() as ours:
+                    yield self._hear(ours)
+        finally:
+            for ours in asked:
+                ours.close()
+
+    def _put(self, index: int, last_tick: int, query: Record) -> socket.socket:
+        """Ask one checkpoint; where its answer will come."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self.all.ask_at(index, last_tick, query, theirs.fileno())
+        return ours
 
     def _with_stage(self, row: Record) -> Record:
         return row | {"stage": self.all.stage_at(row["tick"], row["cpu"])}
 
-    def _hits(
-        self, index: int, begin: int, end: int, lo: int, hi: int, kinds: int, want: str
-    ) -> Record:
+    @staticmethod
+    def _hits(begin: int, end: int, lo: int, hi: int, kinds: int, want: str) -> Record:
         query = {"q": "hits", "from": begin, "to": end, "lo": lo, "hi": hi}
-        return self.ask(index, end, query | {"kinds": kinds, "want": want})
+        return query | {"kinds": kinds, "want": want}
 
     def next_access(self, lo: int, hi: int, tick: int, kinds: int) -> Record:
         """The first access of physical [lo, hi) after a tick."""
         standing = self.all.standing
+        wanted = []
         for index in range(self.all.index_at(tick), len(standing)):
             last = index + 1 == len(standing)
             end = self.all.reached if last else standing[index + 1].tick
@@ -146,9 +181,10 @@ class _Searcher:
             if kinds == LOG_WRITE and not self.may_write(index, lo, hi):
                 continue
             if begin < end:
-                found = self._hits(index, begin, end, lo, hi, kinds, "first")["accesses"]
-                if found:
-                    return self._with_stage(found[0])
+                wanted.append((index, end, self._hits(begin, end, lo, hi, kinds, "first")))
+        for found in self._ahead(wanted):
+            if found["accesses"]:
+                return self._with_stage(found["accesses"][0])
         return dict(_NOT_FOUND)
 
     def all_accesses(self, query: Record) -> Record:
@@ -157,13 +193,17 @@ class _Searcher:
         begin, end = int(query.get("from", 0)), int(query.get("to", self.all.reached))
         rows: list[Record] = []
         more = False
-        for index, first, last in reversed(list(self.stretches(end))):
-            if last <= begin or more:
-                continue
-            kinds = int(query.get("kinds", LOG_READ | LOG_WRITE))
-            found = self._hits(index, max(first, begin), last, lo, hi, kinds, "all")
+        kinds = int(query.get("kinds", LOG_READ | LOG_WRITE))
+        wanted = [
+            (index, last, self._hits(max(first, begin), last, lo, hi, kinds, "all"))
+            for index, first, last in reversed(list(self.stretches(end)))
+            if last > begin
+        ]
+        for found in self._ahead(wanted):
             rows += [self._with_stage(row) for row in found["accesses"]]
             more = found["more"] or len(rows) > MAX_SPANS
+            if more:
+                break
         return {"accesses": rows[:MAX_SPANS], "more": more}
 
     def register_write(self, cpu: int, register: str, tick: int) -> Record:
@@ -171,16 +211,27 @@ class _Searcher:
         number = _SEARCHABLE.get(register)
         if number is None:
             raise LimitError(f"register {register!r}", hint="Ask for r0..r31, lr or ctr.")
-        for index, begin, end in self.stretches(tick):
-            if begin >= end:
-                continue
-            query = {"q": "register", "from": begin, "to": end, "cpu": cpu, "register": number}
-            found = self.ask(index, end, query)
+        query = {"q": "register", "cpu": cpu, "register": number}
+        wanted = [
+            (index, end, query | {"from": begin, "to": end})
+            for index, begin, end in self.stretches(tick)
+            if begin < end
+        ]
+        for n, found in enumerate(self._ahead(wanted)):
+            if "again" in found:
+                found = self._inside(wanted[n], found["again"])
             if found:
                 step = self._step_that_changed(cpu, register, found["from"], found["to"])
                 if step is not None:
                     return {"found": True, "register": register} | step
         return dict(_NOT_FOUND)
+
+    def _inside(self, asked: tuple[int, int, Record], again: Sequence[list[int]]) -> Record:
+        """Ask again about code that may have changed a register and changed it back."""
+        index, end, query = asked
+        if len(again) > MAX_INSIDE:
+            again = [[min(lo for lo, _ in again), max(hi for _, hi in again)]]
+        return self.ask(index, end, query | {"inside": again})
 
     def _step_that_changed(self, cpu: int, register: str, begin: int, end: int) -> Record | None:
         while begin < end:

@@ -207,8 +207,7 @@ class _Session:
         """Hand on every query whose tick has been reached, or never will be."""
         waiting, self._waiting = self._waiting, []
         for query, fd in waiting:
-            tick = query.get("tick")
-            if type(tick) is int and self.checkpoints.reached < tick <= self._goal:
+            if self.checkpoints.reached < self._needed(query):
                 self._waiting.append((query, fd))
                 continue
             failed = guarded(partial(self._hand_on, query, fd))
@@ -216,6 +215,15 @@ class _Session:
                 answer(fd, failed)
             os.close(fd)
         self._closed = self._closed or self.checkpoints.broken
+
+    def _needed(self, query: Record) -> int:
+        """How far a replay must have come for a query: what looks ahead needs all of the run."""
+        tick, after = query.get("tick"), query.get("after", 12)
+        if query.get("q") in ("state", "last-write", "register-write", "chain"):
+            return tick if type(tick) is int and tick <= self._goal else 0
+        if query.get("q") == "window" and type(tick) is int and type(after) is int:
+            return min(self._goal, tick + after) if tick <= self._goal else 0
+        return self._goal
 
     def _hand_on(self, query: Record, fd: int) -> Record:
         """Give a query to whoever answers it; what it cannot be given is the answer."""

@@ -47,7 +47,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Stop:
-    """Why `run` came back. `why`: limit, written, log, stopped, fault."""
+    """Why `run` came back. `why`: limit, written, log, hit, stopped, fault."""
 
     why: str
     text: str = ""

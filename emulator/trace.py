@@ -31,6 +31,7 @@ from emulator.records import (
     canonical_json,
     check_facts,
     check_fields,
+    check_placement,
     clean_text,
     parse_document,
 )
@@ -221,6 +222,7 @@ class TraceWriter:
             if self._placement is not None:
                 raise TraceCorruptError("a second placement record")
             document = {key: value for key, value in record.items() if key != "t"}
+            check_placement(document)
             self._meta["placement"] = canonical_json(document)
             self._placement = document
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +20,7 @@ from emulator.records import (
     Json,
     check_facts,
     check_fields,
+    check_placement,
     check_row,
     clean_text,
     parse_document,
@@ -51,7 +52,7 @@ _READ_ACTIONS = {
     sqlite3.SQLITE_TRANSACTION,
     sqlite3.SQLITE_PRAGMA,
 }
-_READ_FUNCTIONS = {"max", "count"}
+_READ_FUNCTIONS = {"max", "count", "sum", "length"}
 
 
 def _authorize(action: int, first: str | None, second: str | None, *_: object) -> int:
@@ -146,7 +147,9 @@ class TraceReader:
     def _rows(self, sql: str, *values: Any) -> Iterator[tuple[Any, ...]]:
         self._steps = 0
         try:
-            yield from self._db.execute(sql, values)
+            # Row by row: `yield from` would close the cursor of a generator that outlives the file.
+            for row in self._db.execute(sql, values):  # noqa: UP028
+                yield row
         except _UNREADABLE as exc:
             raise TraceCorruptError(f"{self.path}: {exc}") from exc
 
@@ -179,7 +182,9 @@ class TraceReader:
     @property
     def placement(self) -> Json:
         """Where the loader put things; empty until the session has placed them."""
-        return self._document("placement")
+        document = self._document("placement")
+        check_placement(document)
+        return document
 
     @property
     def facts(self) -> Json | None:
@@ -244,13 +249,18 @@ class TraceReader:
             if item.tick + item.ticks > lo:
                 yield item
 
+    def last_slices(self, count: int) -> list[Slice]:
+        """Return the last slices, at most so many, in order."""
+        rows = self._rows("SELECT * FROM slice ORDER BY tick DESC LIMIT ?", count)
+        return [Slice(*check_row("slice", row)) for row in rows][::-1]
+
     def events(
         self,
         kind: str | None = None,
         lo: int | None = None,
         hi: int | None = None,
         limit: int | None = None,
-    ) -> Iterator[Event]:
+    ) -> Generator[Event, None, None]:
         """Yield the events of ticks lo..hi (hi not included), by tick, then in order of arrival."""
         columns = "tick,cpu,kind,addr,size,value,nip,symbol,text"
         where = "tick >= ? AND tick < ?"
@@ -268,6 +278,25 @@ class TraceReader:
         bound = (1 << 62) if upto_tick is None else upto_tick
         for row in self._rows(sql, bound, MAX_ROWS["console"]):
             yield ConsoleChunk(*check_row("console", row))
+
+    def console_tail(self, most_bytes: int) -> tuple[list[ConsoleChunk], int]:
+        """Return the console's last chunks, in order, and how many bytes came before them.
+
+        A guest sends up to 16 bytes a chunk; a chunk counts for at least so many here.
+        """
+        sql = "SELECT tick,cpu,data FROM console ORDER BY id DESC LIMIT ?"
+        chunks: list[ConsoleChunk] = []
+        taken = 0
+        for row in self._rows(sql, max(most_bytes // 16, 1)):
+            chunk = ConsoleChunk(*check_row("console", row))
+            if taken + len(chunk.data) > most_bytes:
+                break
+            taken += len(chunk.data)
+            chunks.append(chunk)
+        whole = self._one("SELECT sum(length(data)) FROM console") or 0
+        if type(whole) is not int:
+            raise TraceCorruptError(f"{self.path}: console data that is none")
+        return chunks[::-1], max(whole - taken, 0)
 
     def console(self, upto_tick: int | None = None) -> bytes:
         """Return the console's bytes up to and with `upto_tick` (all of them by default)."""

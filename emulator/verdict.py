@@ -157,7 +157,7 @@ def _asked_step(spec: dict[str, Any], placement: dict[str, Any]) -> Step:
     value = number(placement.get("run_at_load"))
     panic = spec.get("mode") == "load-panic"
     text = (
-        "The loader puts 1 into purgatory's own copy at 0x5c (KEXEC_ON_CRASH): stay."
+        "The loader puts 1 into purgatory's run_at_load (KEXEC_ON_CRASH): stay."
         if panic and value == 1
         else "A panic kernel is asked to stay where it was loaded."
         if panic

@@ -22,8 +22,11 @@ PLACEMENT: dict[str, Any] = {
     "purgatory_addr": 0x1EFF0000, "dt_addr": 0x8000000,
     "debug": ["kernel is 2000000", "dt_offset is 8000000", "run_at_load flag is 1"],
     "low_fields": [
+        {"name": "entry", "at": 0, "size": 4, "note": ""},
         {"name": "__secondary_hold_spinloop", "at": 0x38, "size": 8, "note": ""},
         {"name": "__secondary_hold_acknowledge", "at": 0x40, "size": 8, "note": ""},
+        {"name": "__run_at_load", "at": 0x5C, "size": 4, "note": ""},
+        {"name": "__secondary_hold", "at": 0x60, "size": 0xA0, "note": ""},
     ],
 }  # fmt: skip
 FLAG_TICK = 1_508_330_035

@@ -1,7 +1,8 @@
 """A stand-in for `emulator.session` in tests of the plumbing: its guest is a counter.
 
 What it does is told by the job's spec, or by the command line of the kernel where that is a JSON
-object: ticks, slow (seconds a slice), ok (of the end), fault, digest_of_replay.
+object: ticks, slow (seconds a slice), ok (of the end), fault, late (record to flood with after the
+end), digest_of_replay.
 """
 
 import hashlib
@@ -42,6 +43,8 @@ def serve(job: dict[str, Any], images: dict[str, bytes], control: socket.socket)
     _send(control, {"t": "end", "reason": "complete", "tick": ticks, "ok": spec.get("ok", True)})
     if job["op"] == "replay":
         _send(control, {"t": "progress", "tick": ticks})
+    if "late" in spec:
+        _flood(control, spec["late"])
     _answer(control, ticks, job["op"])
 
 
@@ -125,6 +128,11 @@ def _fork(count: int) -> None:
             time.sleep(600)
 
 
+def _flood(control: socket.socket, record: dict[str, Any]) -> None:
+    while True:
+        control.sendall(b"\n".join([json.dumps(record).encode()] * 100))
+
+
 GARBAGE = {"garbage": b"\x80\x04not json", "array": b"[1]", "deep": b"[" * 100_000}
 
 
@@ -135,6 +143,8 @@ def _misbehave(fault: str | None, control: socket.socket) -> None:
         os._exit(9)
     if fault in GARBAGE:
         control.sendall(GARBAGE[fault])
+    elif fault in ("progress", "ready"):
+        _flood(control, {"t": fault, "tick": 1})
     elif fault == "crash":
         os._exit(9)
     elif fault == "hang":

@@ -117,8 +117,8 @@ _MOVES_WRONGLY: Final[tuple[Row, ...]] = (
 )  # fmt: skip
 _POSTED: Final[Row] = (
     "before entry", "Snippet 2 has run, and the flag is what it was: `cmpd 18,1` compares two"
-                    " registers, r18 and r1, and r1 is the stack pointer. It can never be equal,"
-                    " so `stw 7,92(4)` was jumped over. The kernel is entered next.",
+                    " registers, r18 and r1, and r1 is the stack pointer. They are not equal, so"
+                    " `stw 7,92(4)` was jumped over. The kernel is entered next.",
 )  # fmt: skip
 
 STORIES: Final[dict[str, tuple[Row, ...]]] = {

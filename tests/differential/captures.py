@@ -131,7 +131,8 @@ def run_to(machine: Machine, cpu: int, addr: int, limit: int = 400_000_000) -> N
     while machine.cpus[cpu].nip & linear != addr:
         stop = machine.run(cpu, end, exact=False)
         machine.take_log()
-        assert stop.why in ("written", "log"), stop
+        assert stop.why != "fault", stop
+        assert machine.tick < end, f"{addr:#x} is not reached within {limit} instructions"
     machine.set_ranges([])
 
 

@@ -20,6 +20,7 @@ import pytest
 from app.debian import DebianPair
 from app.samples import sample_spec
 from app.sessions import SessionPool
+from emulator.ppc64 import UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, may_write
 from emulator.queries import run_slice
 from emulator.recorder import RunSpec, prepare
 from emulator.samples import get_sample
@@ -27,7 +28,8 @@ from emulator.trace import ImageFile, TraceReader
 
 Json = dict[str, Any]
 AROUND = 1500
-SEARCHED = [f"r{n}" for n in range(32)] + ["lr", "ctr"]
+NUMBERS = {f"r{n}": UC_REG_GPR0 + n for n in range(32)} | {"lr": UC_REG_LR, "ctr": UC_REG_CTR}
+SEARCHED = list(NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,8 @@ def check_regions(run: Recorded) -> None:
         for step in region.steps:
             for name, (old, new) in step["changed"].items():
                 assert rows[step["cpu"]][name] == old
+                if name in SEARCHED:
+                    assert may_write(int(step["word"], 16), NUMBERS[name]), step["text"]
                 rows[step["cpu"]][name] = new
         for row in run.states[region.end]["cpus"]:
             mine = rows[row["cpu"]] | {"nip": row["registers"]["nip"]}

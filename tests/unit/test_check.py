@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from app.samples import sample_spec
+from emulator import samples
 from emulator.check import Report, check, check_trace
 from emulator.evidence import Evidence
 from emulator.recorder import Recorder, RunSpec, prepare
@@ -175,6 +176,30 @@ def test_verdict_agrees(sample: Sample, tmp_path: Path) -> None:
 def test_mismatch_is_told_in_words(name: str) -> None:
     rows = {row.rule.id: row.found.text for row in judged(get_sample(name)).rows}
     assert WORDS[name] in rows["flag-abi"]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "purgatory", "signature", "words"),
+    [
+        ("le", "be", False, "A big-endian purgatory and a little-endian kernel: kexec compares"),
+        ("le", "noflag-be", False, "has no run_at_load"),
+        ("kdumpflag-be", "kdumpflag-be", False, "r6 was 0x0, and it wrote nothing"),
+        ("kdumpflag-be", "posted-be", True, "r6 carried 0xfeed1234, and this purgatory wrote"),
+        ("noflag0-be", "be", False, "asks no flag (2.6.27 and older)"),
+    ],
+)
+def test_other_mismatches_too(kernel: str, purgatory: str, signature: bool, words: str) -> None:
+    folder = Path(samples.__file__).parent
+    spec = {"mode": "load-panic", "cpus": 2, "checks": False, "mem_bytes": 256 << 20}
+    report = judge(
+        spec | {"signature": signature},
+        (folder / f"kernel-{kernel}.elf").read_bytes(),
+        (folder / f"purgatory-{purgatory}.ro").read_bytes(),
+    )
+    rows = {row.rule.id: row.found for row in report.rows}
+    assert rows["flag-abi"].status == rows["outcome"].status == "failed"
+    assert words in rows["flag-abi"].text
+    assert "relocated" in rows["flag-abi"].text
 
 
 def test_flag_is_told_by_what_was_accessed() -> None:

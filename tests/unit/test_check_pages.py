@@ -11,14 +11,17 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from flask.testing import FlaskClient
+from werkzeug.datastructures import MultiDict
 
 from app import create_app
 from app.cli import main
 from app.index import Index, trace_path
 from app.samples import sample_run_id, sample_spec
 from app.sessions import PoolLimits, SessionPool
+from app.uploads import parse_spec
 from emulator.errors import SessionError
 from emulator.evidence import Evidence
+from emulator.recorder import RunSpec
 from emulator.rules import RULES
 from emulator.samples import SAMPLES, get_sample
 from emulator.samples.notes import PLACES, STORIES, pin, story_of
@@ -185,3 +188,11 @@ def test_command_line_explores_and_records_the_race(tmp_path: Path) -> None:
     again = CliRunner().invoke(main, ["check", race["trace"], "--json"])
     failed = [row["id"] for row in json.loads(again.stdout)["rules"] if row["status"] == "failed"]
     assert failed == ["flag-written", "flag-value", "outcome", "bounds"]
+
+
+@pytest.mark.parametrize(("mode", "carried"), [("load-panic", True), ("load", False)])
+def test_signature_is_a_crash_kernels(mode: str, carried: bool) -> None:
+    limit = {"max_cpus": 16, "max_mem_bytes": 4 << 30}
+    spec = parse_spec(MultiDict({"mode": mode, "signature": "1"}), limit)
+    assert spec["signature"] is carried
+    assert RunSpec.from_json(spec).load_options.entry_r6 == (0xFEED1234 if carried else 0)

@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from app import cli
 from app.sessions import SessionPool
 from emulator.errors import TraceError
-from emulator.trace import ImageFile, TraceReader
+from emulator.trace import ImageFile, TraceReader, TraceWriter
 
 Invoke = Callable[..., Result]
 
@@ -134,7 +134,9 @@ def test_show_is_an_oops_block_of_75_columns(run: Invoke, trace: str) -> None:
     assert "NIP [c000000002000010] start_here_multiplatform+0x1c/0x30\n" in text
     assert "LR [0000000000000000] 0x0\n" in text
     assert "=> c000000002000010: 4c 00 00 48  b 0x5c\n" in text
-    assert text.count("GPR28:") == 2
+    assert text.count("GPR28:") == 1
+    assert "\ncpu 1: as cpu 0\n" in text
+    assert "__run_at_load at 0x000000000200005c, 4 bytes: 0x00000001\n" in text
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 75
     assert "\t" not in text
@@ -150,6 +152,38 @@ def test_events(run: Invoke, trace: str) -> None:
     assert "flag-write   0x200005c <- 0x00000001 __run_at_load" in text
     assert max(map(len, text.splitlines())) <= 75
     assert len(json.loads(run("events", trace, "--kind", "stage", "--json").stdout)) == 1
+
+
+def test_a_reader_that_has_enough_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "many"
+    writer = TraceWriter(path)
+    writer.start({"mode": "load"}, [ImageFile("kernel", "vmlinux", b"K")])
+    event = {"t": "event", "cpu": 0, "kind": "hypercall", "text": "x" * 40}
+    for tick in range(20_000):
+        writer.apply(event | {"tick": tick})
+    writer.apply({"t": "end", "reason": "complete", "tick": 20_000, "ok": True})
+    writer.finish()
+    command = [sys.executable, "-P", "-m", "app.cli", "events", str(path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENVIRONMENT
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().strip().startswith(b"0")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_a_generator_may_outlive_its_trace(trace: str) -> None:
+    with TraceReader(trace) as reader:
+        events = reader.events()
+        next(events)
+    events.close()
+
+
+def test_a_cpu_that_is_not_there_is_named(run: Invoke, trace: str) -> None:
+    assert "there is no CPU 5: --cpus 2 gives 0 and 1" in run("show", trace, "--cpu", "5").stderr
 
 
 def test_console_cannot_drive_the_terminal(run: Invoke, trace: str) -> None:

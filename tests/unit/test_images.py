@@ -206,3 +206,18 @@ def test_file_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_device_tree_is_told_apart() -> None:
     with pytest.raises(ImageError, match="64-bit little-endian PowerPC ELF"):
         images.read_device_tree(tiny_kernel(), "tree.dtb")
+
+
+@pytest.mark.parametrize(("kind", "words"), [(ET_DYN, "a PIE program"), (2, "a program")])
+def test_program_is_no_kernel(kind: int, words: str) -> None:
+    interpreter = Segment(0x238, 0x238, b"/lib64/ld64.so.2\0", type=3)
+    code = Segment(0, 0, bytes(0x400))
+    program = Elf(type=kind, segments=[interpreter, code]).to_bytes()
+    with pytest.raises(WrongMachine) as caught:
+        images.read_kernel(program, "kexec")
+    assert caught.value.message == (
+        f"kexec: looks like {words} (PT_INTERP /lib64/ld64.so.2); expected a vmlinux"
+    )
+    assert "purgatory" in caught.value.hint
+    kernel = Elf(type=kind, segments=[Segment(LINK, 0, bytes(0x400))]).to_bytes()
+    assert images.read_kernel(kernel, "vmlinux").link_vaddr == LINK, "a relocatable vmlinux is one"

@@ -290,8 +290,8 @@ def test_purgatory_without_what_it_needs() -> None:
     ("options", "error", "words"),
     [
         ({"cpus": 17}, LimitError, "17 CPUs"),
-        ({"cpus": 2, "boot_cpu": 2}, PlacementError, "boot CPU 2 of 2"),
-        ({"mem_bytes": 1 << 20}, LimitError, "bytes of memory"),
+        ({"cpus": 2, "boot_cpu": 2}, PlacementError, "there is no CPU 2: --cpus 2 gives 0 and 1"),
+        ({"mem_bytes": 1 << 20}, LimitError, "1M of memory; possible are 128M to 16G"),
         ({"base_addr": 0}, PlacementError, "cannot lie at 0x0"),
         ({"base_addr": 0x12345}, PlacementError, "cannot lie at"),
         ({"base_addr": 0x2FFF0000}, PlacementError, "no room for the purgatory"),
@@ -366,7 +366,7 @@ def test_holes_from_below_and_above() -> None:
     assert memory.locate("x", 0x10000) == 0x10000
     assert memory.locate("x", 0x20000) == 0x30000
     assert memory.locate("x", 0x10000, top=True) == 0x80000
-    with pytest.raises(PlacementError, match="no room for the x: 0x30000 bytes"):
+    with pytest.raises(PlacementError, match="no room for the x: 192K do not fit"):
         memory.locate("x", 0x30000)
 
 

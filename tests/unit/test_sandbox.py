@@ -175,6 +175,16 @@ ALLOWED = {
         assert os.getuid() != 0
         assert resource.getrlimit(resource.RLIMIT_FSIZE) == (0, 0)
         assert resource.getrlimit(resource.RLIMIT_CORE) == (0, 0)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (208, 208)
+    """,
+    "a time limit of its own": """
+        signal.signal(signal.SIGPROF, lambda *_: done.append(1))
+        done = []
+        signal.setitimer(signal.ITIMER_PROF, 0.01)
+        until = time.monotonic() + 5
+        while not done and time.monotonic() < until:
+            pass
+        assert done
     """,
 }
 

@@ -14,6 +14,7 @@ import pytest
 from app import broker
 from app.broker import Broker
 from app.index import new_id, trace_path
+from app.session_process import ANSWER_BYTES
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.warden import memory_is_short, processes_by_session
 from emulator.errors import DivergenceError, LimitError, SessionError, TraceError
@@ -121,6 +122,8 @@ def test_replay_that_differs_is_a_divergence(pool: SessionPool, tmp_path: Path) 
         ("array", "killed", "not an object"),
         ("deep", "killed", "not JSON"),
         ("hang", "killed", "silent"),
+        ("progress", "killed", "100000 records of progress"),
+        ("ready", "killed", "100000 records of progress"),
         ("error", "failed", "no ELF"),
         ("raise", "failed", "ValueError: a bug"),
         ("escape", "failed", "PermissionError"),
@@ -136,6 +139,28 @@ def test_misbehaviour_ends_in_a_readable_trace(
         assert trace.status == status
         assert message in trace.why
         assert trace.images()["kernel"] == IMAGES[0].data
+
+
+@pytest.mark.parametrize("late", [{"t": "progress", "tick": 1}, {"x": "y" * 2000}])
+def test_session_that_floods_after_its_end_is_ended(
+    pool: SessionPool, tmp_path: Path, late: dict[str, Any]
+) -> None:
+    started = _started(pool)
+    assert record(pool, tmp_path / "t", late=late).status == "finished"
+    deadline = time.monotonic() + 10
+    while "t" in pool._live and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert "t" not in pool._live
+    assert _alive(started) == 0
+
+
+def test_answers_are_bounded(
+    pool: SessionPool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record(pool, tmp_path / "t")
+    monkeypatch.setitem(ANSWER_BYTES, "state", 500)
+    with pytest.raises(SessionError, match="more than 500 bytes"):
+        pool.query("t", tmp_path / "t", {"q": "state", "tick": 1})
 
 
 def test_kill_takes_the_forks_along(pool: SessionPool, tmp_path: Path) -> None:
