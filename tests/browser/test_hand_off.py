@@ -52,8 +52,8 @@ def browser(chromium_path: Path) -> Iterator[Browser]:
 
 def _upload(page: Page, url: str, kernel: Path, purgatory: Path, mode: str) -> None:
     page.goto(f"{url}/")
-    page.set_input_files("[name=kernel]", kernel)
-    page.set_input_files("[name=purgatory]", purgatory)
+    page.set_input_files("#fkernel", kernel)
+    page.set_input_files("#fpurgatory", purgatory)
     page.check(f"[name=mode][value={mode}]")
     page.click("form.up button")
     page.wait_for_url(re.compile(r"/t/[a-z2-7]{26}/$"))
@@ -66,9 +66,10 @@ def _walk(browser: Browser, page: Page, complaints: list[str], name: str) -> Non
     expect(page.locator("#cpu0 pre")).to_contain_text("GPR00:")
     expect(page.locator(".low .fl").first).to_be_visible()
     tick = int(page.url.rstrip("/").rsplit("/", 1)[1])
+    expect(page.locator(".asm .ran").first).to_contain_text("stw")  # it has just run
     page.keyboard.press("h")
     page.wait_for_url(re.compile(rf"/{tick - 1}/$"))
-    expect(page.locator(".asm .ran").first).to_contain_text("stw")
+    expect(page.locator(".asm .ran").first).not_to_contain_text("stw")
     page.keyboard.press("l")
     page.wait_for_url(re.compile(rf"/{tick}/$"))
     page.click("[data-copy]")
@@ -134,6 +135,6 @@ def test_debian_pair(url: str, browser: Browser, debian_pair: DebianPair) -> Non
     lanes = page.locator("svg.wide rect.seg").count()
     expect(page.locator(".verdict .tag")).to_have_text("STAYS", timeout=120_000)
     assert page.locator("svg.wide rect.seg").count() > lanes  # and have grown without a reload
-    assert page.locator("svg.wide rect.seg.sJ").count() == 3
+    expect(page.locator("svg.wide rect.seg.sJ")).to_have_count(3)
     _walk(browser, page, complaints, "debian-load-panic")
     page.context.close()

@@ -117,8 +117,8 @@ def _upload(page: Page, url: str, tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_bytes(b"\x7fELFkernel")
     (tmp_path / "kexec").write_bytes(b"\x7fELFkexec")
     page.goto(url)
-    page.set_input_files("[name=kernel]", tmp_path / "vmlinux")
-    page.set_input_files("[name=purgatory]", tmp_path / "kexec")
+    page.set_input_files("#fkernel", tmp_path / "vmlinux")
+    page.set_input_files("#fpurgatory", tmp_path / "kexec")
     page.click("form.up button")
 
 
