@@ -64,6 +64,18 @@ def processes(root: int) -> dict[int, int]:
     return found
 
 
+def settled(root: int) -> set[int]:
+    """The processes of a session once it has nothing to do of its own any more."""
+    before: set[int] = set()
+    same = 0
+    while same < 20:
+        now = set(processes(root))
+        same = same + 1 if now == before else 0
+        before = now
+        time.sleep(0.02)
+    return before
+
+
 def answer_of(ask: Callable[[], Json]) -> tuple[threading.Thread, list[Json | BaseException]]:
     """Ask in a thread; what came out, an answer or an error, will be in the list."""
     got: list[Json | BaseException] = []
@@ -113,10 +125,12 @@ def test_killed_checkpoints_cost_nobody_an_answer(
     tick = last // 2
     right = pool.query(KEY, trace, {"q": "state", "tick": tick})
     root = root_of(pool)
-    checkpoints = [pid for pid, parent in processes(root).items() if parent == root]
-    for pid in checkpoints if everything else sorted(checkpoints)[1:]:
+    settled(root)
+    checkpoints = sorted(pid for pid, parent in processes(root).items() if parent == root)
+    killed = set(checkpoints if everything else checkpoints[1:])
+    for pid in killed:
         os.kill(pid, signal.SIGKILL)
-    while set(checkpoints[1:]) & set(processes(root)):
+    while killed & set(processes(root)):
         time.sleep(0.01)
     assert pool.query(KEY, trace, {"q": "state", "tick": tick}) == right
     assert pool.query(KEY, trace, {"q": "state", "tick": last - 1})["tick"] == last - 1
@@ -127,7 +141,7 @@ def test_killed_checkpoints_cost_nobody_an_answer(
 def test_killed_query_is_a_clear_error(pool: SessionPool, trace: Path, last: int) -> None:
     pool.query(KEY, trace, {"q": "state", "tick": 5})
     root = root_of(pool)
-    standing = set(processes(root))
+    standing = settled(root)
     killed = 0
     for _ in range(20):
         thread, got = answer_of(lambda: pool.query(KEY, trace, SEARCH))
