@@ -337,7 +337,7 @@ class _Loader:
             words = chosen.text("bootargs").split(" ")
             line = " ".join(word for word in words if not word.startswith("elfcorehdr=")).strip()
         if elfcorehdr is not None:
-            line = f"{line} elfcorehdr={elfcorehdr.addr // 1024}K".lstrip()
+            line += f" elfcorehdr={elfcorehdr.addr // 1024}K"  # kexec's blank, after "" too
         if any(not 32 <= ord(char) < 127 for char in line):
             raise PlacementError(
                 "the command line holds a character that is not printable ASCII",

@@ -175,6 +175,17 @@ def test_physical_ids_come_from_the_users_tree() -> None:
     assert tree.reservations == [], "the caller's tree is left alone"
 
 
+def test_empty_command_line_gets_kexecs_leading_blank() -> None:
+    placed = load("le", panic=True)
+    header = placed.segment("elfcorehdr")
+    assert header is not None
+    word = f" elfcorehdr={header.addr // 1024}K"
+    assert placed.debug_lines()[:2] == [
+        f"Command line after adding elfcorehdr: {word}",
+        f"Modified cmdline:{word}",
+    ]
+
+
 def test_users_tree_keeps_its_command_line_unless_append_is_given() -> None:
     tree = build_partition(Partition((0,), GIB))
     chosen = tree.find("/chosen")

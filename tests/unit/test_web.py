@@ -169,7 +169,7 @@ def test_fields_may_have_the_names_of_the_command_line(site: Site) -> None:
     assert run.spec == {
         "mode": "load", "append": "quiet", "cpus": 4, "boot_cpu": 1, "mem_bytes": 512 << 20,
         "base_addr": 0x4000000, "checks": False, "debug": False, "seed": 7,
-        "until": "start_kernel", "quantum": 40, "limit_ticks": 5000,
+        "until": "start_kernel", "quantum": 40, "limit_ticks": 5000, "signature": False,
     }  # fmt: skip
     assert run.files["initrd"]["name"] == "tiny.cpio"
 
