@@ -71,6 +71,9 @@ OnException = Callable[[int, str, int, int], None]
 """(cpu, name, vector, nip) called before an exception is delivered to the guest."""
 
 
+_PAGE_DIGEST: Final = np.dtype([("page", "<u8"), ("digest", "V16")])
+
+
 class Machine:
     """CPUs over one RAM.
 
@@ -101,7 +104,8 @@ class Machine:
         self.dirty = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self._unhashed = np.zeros(ram_bytes // PAGE_BYTES, np.uint8)
         self.words = np.frombuffer(self.ram, np.uint64)
-        self._page_digests: dict[int, bytes] = {}
+        self._page_digests = np.zeros(ram_bytes // PAGE_BYTES, _PAGE_DIGEST)
+        self._hashed = np.zeros(ram_bytes // PAGE_BYTES, np.bool_)
         self._last: Cpu | None = None
         self._delivered_at = -1
         self._delivered_here = 0
@@ -480,7 +484,7 @@ class Machine:
 
     def pages_written(self) -> list[int]:
         """Numbers of all pages that were ever written, by the guest or the loader."""
-        return sorted({*np.flatnonzero(self.dirty | self._unhashed).tolist(), *self._page_digests})
+        return np.flatnonzero(self.dirty | self._unhashed | self._hashed).tolist()
 
     def take_dirty(self) -> npt.NDArray[np.int64]:
         """Pages written since the last call; the next write to each is seen again."""
@@ -501,14 +505,13 @@ class Machine:
         self._unhashed |= self.dirty
         for page in unhashed.tolist():
             at = page * PAGE_BYTES
-            self._page_digests[page] = hashlib.blake2b(
-                self.ram[at : at + PAGE_BYTES], digest_size=16
-            ).digest()
+            content = self.ram[at : at + PAGE_BYTES]
+            self._page_digests[page] = (page, hashlib.blake2b(content, digest_size=16).digest())
+        self._hashed[unhashed] = True
         whole = hashlib.blake2b(digest_size=16)
         for cpu in self.cpus:
             whole.update(cpu.state_bytes())
-        for page in sorted(self._page_digests):
-            whole.update(page.to_bytes(8, "little") + self._page_digests[page])
+        whole.update(self._page_digests[self._hashed].tobytes())
         return whole.hexdigest()
 
 

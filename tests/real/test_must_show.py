@@ -171,7 +171,7 @@ def test_secondaries_wait_at_0x60_and_leave_for_generic_secondary_smp_init(
         assert run.stages(cpu) == ["hold", "joins"]
         entry = next(e for e in run.of("stage") if (e["cpu"], e["text"]) == (cpu, "hold"))
         assert entry["nip"] == "0x0000000000000060"
-    (entered,) = [e for e in run.of("stage") if (e["cpu"], e["text"]) == (0, "purgatory")][:1]
+    (entered,) = [e for e in run.of("stage") if (e["cpu"], e["text"]) == (0, "digest")]
     assert max(e["tick"] for e in run.of("stage") if e["text"] == "hold") < entered["tick"]
     first = min(event["tick"] for event in released)
     with TraceReader(run.path) as reader:
@@ -228,7 +228,7 @@ def test_json_has_exactly_the_documented_keys(kdump: Recorded) -> None:
     assert sum(cpu["ticks"] for cpu in state["cpus"]) == state["tick"]
     for cpu in state["cpus"]:
         assert list(cpu) == ["cpu", "ticks", "stage", "symbol", "registers"]
-        assert list(cpu["registers"]) == ["nip", "msr", "cr", "lr", "ctr", "xer", *GPRS]
+        assert set(cpu["registers"]) == {"nip", "msr", "cr", "lr", "ctr", "xer", *GPRS}
         assert all(len(value) == 18 for value in cpu["registers"].values())
     assert len(bytes.fromhex(state["low_memory"])) == 256
     assert [list(flag) for flag in state["flags"]] == [["name", "addr", "size", "value"]]
