@@ -37,6 +37,8 @@ from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
 from emulator.verdict import verdict
 
 MAX_FILE_BYTES = 512 << 20
+RECORD_CHECKPOINT_SECONDS = 0.25
+"""Nobody asks the session of `record`: it ends with the command."""
 _LIMITS = PoolLimits(record_seconds=3600.0, answer_seconds=300.0)
 
 _in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -136,7 +138,9 @@ def record(ctx: click.Context, /, output: Path | None, **options: Any) -> None:
     if path.exists():
         raise TraceError(f"{path} exists", hint="Remove it, or choose another name with -o.")
     progress = _Progress(_until_tick(options["until"]) or 0)
-    with SessionPool(_LIMITS, keep_spare=False) as pool:
+    with SessionPool(
+        _LIMITS, keep_spare=False, checkpoint_seconds=RECORD_CHECKPOINT_SECONDS
+    ) as pool:
         images = [
             _image(role, options[name])
             for role, name in (

@@ -114,8 +114,14 @@ class SessionPool:
     """All session processes of one worker; every method may be called from any thread."""
 
     def __init__(
-        self, limits: PoolLimits | None = None, *, engine: str = "", keep_spare: bool = True
+        self,
+        limits: PoolLimits | None = None,
+        *,
+        engine: str = "",
+        keep_spare: bool = True,
+        checkpoint_seconds: float | None = None,
     ) -> None:
+        self._checkpoint_seconds = checkpoint_seconds
         self._limits = limits or PoolLimits()
         self._engine = engine
         self._keep_spare = keep_spare
@@ -229,7 +235,10 @@ class SessionPool:
             writer.start(spec, images, title=title, created_utc=created_utc)
             live.process.await_ready(self._limits.start_seconds)
             names = {image.role: image.name for image in images}
-            live.process.start({"op": "record", "spec": dict(spec), "names": names}, images)
+            job: Json = {"op": "record", "spec": dict(spec), "names": names}
+            if self._checkpoint_seconds is not None:
+                job["checkpoint_seconds"] = self._checkpoint_seconds
+            live.process.start(job, images)
             self._pump(live, writer, on_tick)
         except BootflowError as exc:
             return self._cut_short(key, live, writer, exc)

@@ -60,9 +60,14 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """All checkpoints of a session, and the slices that lead from one to the next."""
+    """All checkpoints of a session, and the slices that lead from one to the next.
 
-    def __init__(self) -> None:
+    Args:
+        apart_seconds: CPU time between two; less makes seeks faster and recording slower.
+    """
+
+    def __init__(self, apart_seconds: float = CHECKPOINT_SECONDS) -> None:
+        self._apart = apart_seconds
         self.slices: list[tuple[int, int]] = []
         self._starts: list[int] = []
         self.reached = 0
@@ -117,7 +122,7 @@ class Checkpoints:
         if not self.standing:
             return True
         worked, last = self._worked(), self.standing[-1]
-        apart = max(CHECKPOINT_SECONDS, worked / MAX_CHECKPOINTS)
+        apart = max(self._apart, worked / MAX_CHECKPOINTS)
         return worked - last.seconds >= apart or len(self.slices) - last.first_slice >= MAX_SLICES
 
     def fork(self, run: Run, inherited: Sequence[int]) -> None:

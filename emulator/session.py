@@ -29,7 +29,7 @@ from functools import partial
 from typing import Any, Final
 
 from emulator import search
-from emulator.checkpoint import Checkpoints, answer, answer_in_a_fork, guarded
+from emulator.checkpoint import CHECKPOINT_SECONDS, Checkpoints, answer, answer_in_a_fork, guarded
 from emulator.errors import BootflowError, DivergenceError, SessionError
 from emulator.queries import run_slice
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
@@ -46,12 +46,14 @@ def serve(job: Mapping[str, Any], images: Mapping[str, bytes], control: socket.s
 
     Args:
         job: {"op": "record" | "replay", "spec": ..., "names": {role: file name}}; a replay also has
-            "slices": [[cpu, ticks], ...] and "checkpoints": [[tick, digest], ...].
+            "slices": [[cpu, ticks], ...] and "checkpoints": [[tick, digest], ...]. With
+            "checkpoint_seconds" checkpoints stand further apart, for who will ask little.
         images: role -> content.
         control: see the module's docstring.
     """
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended children need no wait
-    session = _Session(control)
+    apart = float(job.get("checkpoint_seconds", CHECKPOINT_SECONDS))
+    session = _Session(control, max(apart, CHECKPOINT_SECONDS))
     names = job.get("names", {})
     named = {role: (str(names.get(role, role)), data) for role, data in images.items()}
     prepared = prepare(RunSpec.from_json(job["spec"]), named)
@@ -72,9 +74,9 @@ def warm_up() -> None:
 class _Session:
     """State of the root process of a session."""
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, apart_seconds: float) -> None:
         self.control = control
-        self.checkpoints = Checkpoints()
+        self.checkpoints = Checkpoints(apart_seconds)
         self.low_writes: list[Record] = []
         self._goal = 0
         """Where a replay will come to: queries up to there wait for it."""

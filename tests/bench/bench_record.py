@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from app.cli import RECORD_CHECKPOINT_SECONDS
 from app.debian import find_debian_pair
 from app.sessions import SessionPool
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
@@ -63,7 +64,7 @@ def record(pool: SessionPool, path: Path, images: list[ImageFile]) -> float:
 
 def with_start(path: Path, images: list[ImageFile]) -> float:
     """Record into a trace file with a process that is started for it."""
-    with SessionPool(keep_spare=False) as pool:
+    with SessionPool(keep_spare=False, checkpoint_seconds=RECORD_CHECKPOINT_SECONDS) as pool:
         spare = pool._spare
         assert spare is not None
         begin = cpu_seconds(spare.pid)
@@ -98,7 +99,8 @@ def main(repeats: int) -> None:
         ImageFile("kernel", sample.kernel, sample.kernel_bytes()),
         ImageFile("purgatory", sample.purgatory, sample.purgatory_bytes()),
     ]
-    with tempfile.TemporaryDirectory() as folder, SessionPool() as pool:
+    apart = RECORD_CHECKPOINT_SECONDS
+    with tempfile.TemporaryDirectory() as folder, SessionPool(checkpoint_seconds=apart) as pool:
         pool.record("warm", Path(folder) / "warm", {"mode": "load-panic"}, small)
         pool.drop("warm")
         path = Path(folder) / "run"
