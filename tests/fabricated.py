@@ -248,9 +248,9 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
     if kind == "chain":
         stored = {"what": "stored", "tick": FLAG_TICK, "cpu": 0, "text": "stw     r7,92(r4)",
                   "symbol": "master+0xf0/0x110", "addr": "0x000000000200005c", "size": 4,
-                  "value": "0x1", "register": "r7"}  # fmt: skip
-        return {"links": [stored, {"what": "loader", "tick": None, "addr": "0x1eff075c",
-                                   "size": 4, "value": "0x1"}]}  # fmt: skip
+                  "value": "0x0000000000000001", "register": "r7"}  # fmt: skip
+        return {"links": [stored, {"what": "loader", "tick": None, "addr": "0x000000001eff075c",
+                                   "size": 4, "text": "in memory since tick 0"}]}  # fmt: skip
     found = _accesses(question.get("addr", 0), question.get("addr", 0) + 1, -1, LAST_TICK)
     rows = [row for row in found["accesses"] if row["tick"] <= question["tick"]]
     if kind == "next-read":
