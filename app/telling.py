@@ -16,7 +16,7 @@ from app.index import Run
 from app.story import Story, story
 from emulator.trace import TraceReader
 
-LIVE_SECONDS = 1.0
+LIVE_SECONDS = 0.2
 KEPT = 8
 
 

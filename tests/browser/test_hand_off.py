@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,23 @@ def _walk(browser: Browser, page: Page, complaints: list[str], name: str) -> Non
     assert complaints == []
 
 
+def _watch(page: Page) -> list[tuple[str, int]]:
+    """(verdict, segments of the timeline) of a live page, again and again to its end."""
+    look = """() => [document.querySelector(".verdict .tag")?.innerText ?? "",
+        document.querySelectorAll("svg.wide rect.seg").length]"""
+    seen: list[tuple[str, int]] = []
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline:
+        tag, segments = page.evaluate(look)
+        seen.append((str(tag), int(segments)))
+        if tag not in ("", "RUNNING", "WAITS", "QUEUED"):
+            page.wait_for_timeout(1500)  # the last picture follows the verdict
+            seen.append(tuple(page.evaluate(look)))
+            break
+        page.wait_for_timeout(40)
+    return seen
+
+
 def _page(browser: Browser, complaints: list[str]) -> Page:
     context = browser.new_context(
         viewport={"width": 1440, "height": 900}, permissions=["clipboard-read", "clipboard-write"]
@@ -127,14 +145,15 @@ def test_what_is_no_kernel_is_refused_with_a_reason(
 def test_debian_pair(url: str, browser: Browser, debian_pair: DebianPair) -> None:
     complaints: list[str] = []
     page = _page(browser, complaints)
-    _upload(page, url, debian_pair.vmlinux, debian_pair.kexec, "load-panic")
-    expect(page.locator(".verdict .tag")).to_have_text("RUNNING", timeout=60_000)
-    expect(page.locator("svg.wide rect.seg.sD")).to_be_visible(timeout=60_000)
-    ticks = int(page.locator("#ticks").inner_text().replace(",", ""))
-    assert 0 < ticks < 1_590_000_000  # the lanes are there before the run has ended
-    lanes = page.locator("svg.wide rect.seg").count()
-    expect(page.locator(".verdict .tag")).to_have_text("STAYS", timeout=120_000)
-    assert page.locator("svg.wide rect.seg").count() > lanes  # and have grown without a reload
+    for _ in range(3):  # the page asks twice a second, and the whole run takes two
+        _upload(page, url, debian_pair.vmlinux, debian_pair.kexec, "load-panic")
+        seen = _watch(page)
+        running = [segments for tag, segments in seen if tag == "RUNNING" and segments]
+        if running:
+            break
+    assert running, sorted(set(seen))  # the lanes are there before the run has ended
+    assert seen[-1][0] == "STAYS"
+    assert seen[-1][1] > running[0]  # and have grown without a reload
     expect(page.locator("svg.wide rect.seg.sJ")).to_have_count(3)
     _walk(browser, page, complaints, "debian-load-panic")
     page.context.close()
