@@ -124,12 +124,12 @@ def test_a_story_is_made_once_for_all_who_ask_at_once(tmp_path: Path) -> None:
     assert make.made == 1
 
 
-def test_a_live_story_is_kept_for_a_second(tmp_path: Path) -> None:
+def test_a_live_story_is_kept_for_a_moment(tmp_path: Path) -> None:
     now = 100.0
     make = _Slow()
     stories = Stories(make, lambda: now)
     with TraceReader(_trace(tmp_path / "t", finish=False)) as reader:
-        for at, made in ((100.0, 1), (100.9, 1), (101.0, 2), (101.5, 2)):
+        for at, made in ((100.0, 1), (100.15, 1), (100.25, 2), (100.3, 2)):
             now = at
             stories.told_by(Run(status="running"), reader)
             assert make.made == made
