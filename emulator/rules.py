@@ -253,8 +253,8 @@ def _flag_abi(seen: Evidence) -> Finding:
         if seen.meant == "stay" and seen.outcome == "relocated":
             by = f"; purgatory wrote kernel+0x{wrote[0].at:x}, which nobody reads" if wrote else ""
             text = (
-                f"The kernel asks no flag (2.6.27 and older){by}: nothing can tell it to stay, and"
-                f" {result} to 0."
+                f"The kernel asks no flag (2.6.27 and older, or built without RELOCATABLE){by}:"
+                f" nothing can tell it to stay, and {result} to 0."
             )
             last = wrote[-1] if wrote else None
             return Finding(FAILED, text, *((last.tick, last.cpu) if last else ()))
@@ -409,7 +409,7 @@ def _outcome(seen: Evidence) -> Finding:
     if seen.outcome == "stopped":
         if seen.end.get("reason") in ("until", "cancelled"):
             return Finding(NA, "The run was ended before the kernel had decided.")
-        text = _sentence(str(seen.end.get("text", "")) or "the run was cut short")
+        text = as_sentence(str(seen.end.get("text", "")) or "the run was cut short")
         cpu = seen.end.get("cpu")
         return Finding(FAILED, f"Neither: {text}", seen.end.get("tick"), cpu)
     moved = seen.entered("kernel-at-0")
@@ -439,7 +439,7 @@ def _digest(seen: Evidence) -> Finding:
         text = f"Verified: it begins at tick {checked[0].tick}, and the kernel was entered."
         return Finding(PASSED, text, checked[0].tick, seen.boot_cpu)
     if seen.end.get("reason") in ("stuck", "fault") and seen.end.get("cpu") == seen.boot_cpu:
-        text = _sentence(str(seen.end.get("text", "")))
+        text = as_sentence(str(seen.end.get("text", "")))
         return Finding(FAILED, text, seen.end.get("tick"), seen.boot_cpu)
     return Finding(NA, "The run ended during the check.", checked[0].tick, seen.boot_cpu)
 
@@ -495,7 +495,7 @@ def _secondaries(seen: Evidence) -> Finding:
         last = seen.last_stage(cpu)
         stage = last.text if last is not None else "hand-over"
         if seen.end.get("reason") == "fault" and seen.end.get("cpu") == cpu:
-            text = _sentence(f"CPU {cpu} stopped: {seen.end.get('text', '')}")
+            text = as_sentence(f"CPU {cpu} stopped: {seen.end.get('text', '')}")
             return Finding(FAILED, text, seen.end.get("tick"), cpu)
         if stage == "hold":
             waiting.append(cpu)
@@ -508,7 +508,7 @@ def _secondaries(seen: Evidence) -> Finding:
     if released or waiting:
         parts = [f"{_count(len(released), 'secondary')} released"] if released else []
         held = [f"{_count(len(waiting), 'secondary')} in the hold loop at the end"]
-        text = _sentence(", ".join(parts + (held if waiting else [])))
+        text = as_sentence(", ".join(parts + (held if waiting else [])))
         return Finding(PASSED, text, last_tick, released[-1] if released else None)
     return Finding(NA, "The run ended before they came.")
 
@@ -517,8 +517,10 @@ def _count(count: int, name: str) -> str:
     return f"{count} {name}" if count == 1 else f"{count} {name[:-1]}ies"
 
 
-def _sentence(text: str) -> str:
-    text = text[:1].upper() + text[1:]
+def as_sentence(text: str) -> str:
+    """With a capital, unless it begins with a symbol, and with a full stop."""
+    if text.split(" ")[0].rstrip(":,").isalpha():
+        text = text[:1].upper() + text[1:]
     return text if text.endswith(".") else f"{text}."
 
 
