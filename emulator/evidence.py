@@ -173,6 +173,20 @@ class Evidence:
         """Secondaries coming to low memory, in order."""
         return tuple(e for e in self.entries if e.place == "low" and e.cpu != self.boot_cpu)
 
+    @property
+    def purgatory_ticks(self) -> int:
+        """Instructions between purgatory's entry and the kernel's, or the end of the run."""
+        first, entry = self.entered("purgatory"), self.entered("kernel")
+        last = entry.tick if entry is not None else number(self.end.get("tick"))
+        return 0 if first is None else last - first.tick
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loader took its digest of: all segments but purgatory, in memory."""
+        own = ("purgatory", "stack", "handover")
+        rows = self.placement.get("segments", [])
+        return sum(int(row["mem"]) for row in rows if row["name"] not in own)
+
     @cached_property
     def low_writes(self) -> tuple[Touch, ...]:
         """Writes into real 0x0-0xff, each with the bytes that it found there."""

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from emulator import samples
 from emulator.check import Report, check
 from emulator.evidence import Evidence
 from emulator.recorder import Recorder, RunSpec, prepare
@@ -48,10 +49,12 @@ def head(*words: int, flag: int = 0x72756E30) -> bytes:
     ).to_bytes()
 
 
-def judge(kernel: bytes, path: Path, **options: Any) -> tuple[Report, Verdict]:
-    """Return what the rules and the verdict say of a kernel after the sample purgatory."""
+def judge(
+    kernel: bytes, path: Path, *, purgatory: bytes = b"", **options: Any
+) -> tuple[Report, Verdict]:
+    """Return what the rules and the verdict say of a kernel after a purgatory."""
     spec = SPEC | options
-    purgatory = get_sample("runatload-be").purgatory_bytes()
+    purgatory = purgatory or get_sample("runatload-be").purgatory_bytes()
     images = {"kernel": ("vmlinux", kernel), "purgatory": ("purgatory.ro", purgatory)}
     prepared = prepare(RunSpec.from_json(spec), images)
     records = [prepared.record()]
@@ -159,3 +162,28 @@ def test_a_trace_without_room_is_noticed_before_it_is_full() -> None:
 )
 def test_a_symbol_keeps_its_spelling(text: str, told: str) -> None:
     assert as_sentence(text) == told
+
+
+def unnamed(purgatory: str) -> bytes:
+    """Return a sample purgatory whose digest check has another name, as if it were inlined."""
+    raw = (Path(samples.__file__).parent / f"purgatory-{purgatory}.ro").read_bytes()
+    assert b"verify_sha256_digest\0" in raw
+    return raw.replace(b"verify_sha256_digest\0", b"xxxxxx_sha256_digest\0")
+
+
+@pytest.mark.parametrize(
+    ("purgatory", "checks", "status", "words"),
+    [
+        ("be", True, "passed", "bytes, and the kernel was entered"),
+        ("digest-be", True, "failed", "as many as a digest takes: it did not match."),
+        ("be", False, "passed", "Skipped, as --no-checks asks."),
+        ("waits-be", True, "passed", "bytes, and the kernel was entered"),
+    ],
+)
+def test_a_digest_needs_no_name(
+    purgatory: str, checks: bool, status: str, words: str, tmp_path: Path
+) -> None:
+    kernel = head(*WHERE_IT_RUNS, *ASKS, *SPEAKS)
+    report, _ = judge(kernel, tmp_path, purgatory=unnamed(purgatory), checks=checks)
+    found = next(row.found for row in report.rows if row.rule.id == "digest")
+    assert (found.status, words in found.text) == (status, True), found.text
