@@ -105,6 +105,15 @@ def test_pointer_of_the_hypervisor_is_guarded_in_low_memory() -> None:
     assert "writes 0x1 at 0x20, over the pointer" in failed["iseries-pointer"]
 
 
+def test_a_kernel_for_either_order_may_be_entered_little_endian() -> None:
+    """kexec-tools before a304e2d left MSR[LE] set; FIXUP_ENDIAN turns the kernel round."""
+    report = changed("kdump-le", lambda r: entry(r, "kernel").update(msr=hexed(0x8000000000001003)))
+    row = next(row.found for row in report.rows if row.rule.id == "entry-mode")
+    assert (row.status, not report.failed) == ("passed", True)
+    assert "enters little-endian" in row.text
+    assert "turned itself" in row.text
+
+
 def test_same_bytes_again_are_no_change() -> None:
     spec, records = recorded("iseries-be")
     seen = Evidence.of_records(spec, records)
