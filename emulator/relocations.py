@@ -233,6 +233,8 @@ class _Linker:
         opd = elf.find_section(".opd")
         self.opd = opd if opd is not None and elf.abi == 1 and opd.index in layout.offsets else None
         self.applied = 0
+        self._names = 0
+        """Index of the string table of the symbols in use."""
 
     def link(self) -> LinkedPurgatory:
         tables = [s for s in self.elf.sections if s.type in (SHT_RELA, SHT_REL)]
@@ -273,6 +275,7 @@ class _Linker:
         if target.index not in self.layout.offsets or target.type == SHT_NOBITS:
             return
         symbols = self.elf.section_bytes(sections[table.link])
+        self._names = sections[table.link].link
         size = 24 if table.type == SHT_RELA else 16
         form = self.elf.order + ("QQq" if size == 24 else "QQ")
         rows = self.elf.section_bytes(table)
@@ -310,7 +313,7 @@ class _Linker:
         operands = Operands(
             (value + addend) & _MASK64, self.addr + at, self.toc, local, self.buffer_addr + at
         )
-        self._store(row, at, operands, where)
+        self._store(row, at, operands, where + self._missing(symbols, info >> 32))
 
     def _symbol(self, symbols: memoryview, index: int, row: Relocation) -> tuple[int, int]:
         """Address of a symbol and its local entry offset."""
@@ -331,6 +334,15 @@ class _Linker:
         if self.opd is not None and shndx == self.opd.index and row.number == 10:
             return self._descriptor(self.opd, value), 0
         return (self.section_addr[shndx] + value) & _MASK64, local
+
+    def _missing(self, symbols: memoryview, index: int) -> str:
+        """Whether the symbol has a name and no definition, in words; "" if all is well."""
+        name, _, _, shndx, _, _ = struct.unpack_from(self.elf.order + "IBBHQQ", symbols, index * 24)
+        if shndx != SHN_UNDEF or not name or self._names >= len(self.elf.sections):
+            return ""
+        strings = self.elf.section_bytes(self.elf.sections[self._names])
+        text = bytes(strings[name : name + 64]).split(b"\0", 1)[0].decode("ascii", "replace")
+        return f" ({text}, which is not defined)" if text.isprintable() else ""
 
     def _descriptor(self, opd: Section, offset: int) -> int:
         """The code address in an ELFv1 function descriptor, as a linker resolves a call."""

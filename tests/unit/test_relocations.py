@@ -192,6 +192,21 @@ def test_damage_is_an_error(relocation: Rela, words: str) -> None:
         link_purgatory(build(bytes(0x80), relocation), BASE)
 
 
+def test_a_call_to_what_is_not_defined_names_it() -> None:
+    """kexec-tools of 2008 with a newer gcc -Os: _savegpr0_28 is nowhere."""
+    elf = Elf(
+        type=ET_REL,
+        sections=[Section(".text", bytes(16), flags=6)],
+        symbols=[Symbol("purgatory_start", 0, 4, ".text"), Symbol("_savegpr0_28")],
+        relocations=[Rela(".text", 4, 10, "_savegpr0_28")],
+    )
+    read = read_elf(elf.to_bytes(), "p", "a purgatory")
+    with pytest.raises(
+        ImageError, match=r"\.text\+0x4 \(_savegpr0_28, which is not defined\) over"
+    ):
+        link_purgatory(read, 0x4000000)
+
+
 def test_toc_relocation_without_a_toc() -> None:
     elf = Elf(
         type=ET_REL,
