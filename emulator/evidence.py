@@ -151,8 +151,12 @@ class Evidence:
 
     @property
     def meant(self) -> str:
-        """What was asked for: "stay" (a crash kernel) or "move"."""
-        return "stay" if self.spec.get("mode") == "load-panic" else "move"
+        """What was asked for: "stay" or "move".
+
+        A crash kernel is to stay, and so is one that lies where it was linked to run.
+        """
+        linked_there = self.kernel_addr and self.link_addr == self.kernel_addr
+        return "stay" if self.spec.get("mode") == "load-panic" or linked_there else "move"
 
     @property
     def meant_addr(self) -> int:
@@ -266,7 +270,7 @@ class Evidence:
         """Where the kernel runs, or where the boot CPU stopped."""
         if self.outcome == "stopped":
             return number(self.end.get("nip"))
-        return self.kernel_addr if self.outcome == "stayed" else 0
+        return self.kernel_addr if self.outcome == "stayed" else self.link_addr
 
     # --- the flag -----------------------------------------------------------------------------
 

@@ -139,7 +139,8 @@ class _Teller:
             does = (
                 (f"it relocates itself to run at 0x{self.seen.link_addr:x}",
                  f"it relocates itself to run at 0x{self.seen.kernel_addr:x}, where it lies"),
-                ("it copies all of itself to 0", "it copies only its vectors to 0 and stays"),
+                (f"it copies all of itself to {_value(self.seen.link_addr)}",
+                 "it copies only its vectors to 0 and stays"),
             )[index][stays]  # fmt: skip
             parts = (
                 Part(self._place(load), read.tick),

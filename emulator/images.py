@@ -44,7 +44,7 @@ from emulator.errors import (
 )
 from emulator.handoff import LOW_COPY_BYTES
 from emulator.relocations import layout_purgatory
-from emulator.symbols import SymbolTable
+from emulator.symbols import REAL_MASK, SymbolTable
 
 MAX_FILE_BYTES: Final = 512 << 20
 MAX_UNPACKED_BYTES: Final = 512 << 20
@@ -139,6 +139,11 @@ class KernelImage:
     def link_vaddr(self) -> int:
         """Where the image was linked to: its lowest p_vaddr."""
         return min(segment.vaddr for segment in self.segments)
+
+    @property
+    def run_addr(self) -> int:
+        """Real address that it was linked to run at: 0, or 32 MiB for a crash kernel of 2.6.27."""
+        return self.link_vaddr & REAL_MASK
 
     @property
     def mem_bytes(self) -> int:

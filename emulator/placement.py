@@ -533,11 +533,13 @@ def _address_map(
     places = NamedPlaces(
         {name: (handover_addr + at, bytes_) for name, (at, bytes_) in handover.PLACES.items()}
     )
+    to = kernel.run_addr
     rows = (
         AddressRow(purgatory.addr, purgatory.addr + purgatory.mem_bytes, table, 0, "purgatory"),
         AddressRow(handover_addr, handover_addr + handover.CODE_BYTES, places, 0, "handover"),
         AddressRow(kernel_addr, kernel_addr + size, kernel.symbols, link - kernel_addr, "kernel"),
-        AddressRow(0, size, kernel.symbols, link, "kernel at 0"),
+        AddressRow(to, to + size, kernel.symbols, link - to, "kernel at 0"),
+        AddressRow(0, LOW_COPY_BYTES, kernel.symbols, link, "low memory"),
     )
     return AddressMap(rows, kernel_at_zero=not panic)
 

@@ -273,7 +273,7 @@ def _flag_abi(seen: Evidence) -> Finding:
             by = f"; purgatory wrote kernel+0x{wrote[0].at:x}, which nobody reads" if wrote else ""
             text = (
                 f"The kernel asks no flag (2.6.27 and older, or built without RELOCATABLE){by}:"
-                f" nothing can tell it to stay, and {result} to 0."
+                f" nothing can tell it to stay, and {result} to {flag_text(seen.at)}."
             )
             last = wrote[-1] if wrote else None
             return Finding(FAILED, text, *((last.tick, last.cpu) if last else ()))
@@ -424,7 +424,7 @@ def _flag_value(seen: Evidence) -> Finding:
 
 
 def _outcome(seen: Evidence) -> Finding:
-    option = "--load-panic" if seen.meant == "stay" else "--load"
+    option = f"--{seen.spec.get('mode', 'load')}"
     if seen.outcome == "stopped":
         if seen.end.get("reason") in ("until", "cancelled"):
             return Finding(NA, "The run was ended before the kernel had decided.")

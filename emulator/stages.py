@@ -36,7 +36,7 @@ class CodeRow:
     stage: str
     """Id of `handoff.STAGES`, or `until`: the place where the user wants the run to end."""
     region: str
-    """handover, low, purgatory, kernel, kernel-at-0."""
+    """handover, low, purgatory, kernel, vectors, kernel-at-0 (which is where it was linked)."""
     milestone: bool = False
     stop: bool = False
     """The run stops exactly where this row is entered."""
@@ -61,8 +61,6 @@ def code_rows(
             at each into low memory, the CPU stops for a moment.
     """
     kernel_addr, kernel_bytes = placement.kernel_addr, kernel.mem_bytes
-    zero_end = kernel_bytes if moved else min(kernel_bytes, kernel_addr)
-    own_start = max(kernel_addr, kernel_bytes) if moved else kernel_addr
     rows: list[CodeRow] = []
     for segment in placement.segments:
         if segment.name in ("handover", "purgatory"):
@@ -71,22 +69,31 @@ def code_rows(
             rows = _lay(rows, CodeRow(segment.addr, end, stage, segment.name))
     for row in _purgatory_functions(placement):
         rows = _lay(rows, row, only_in="purgatory")
-    if own_start < kernel_addr + kernel_bytes:
-        end = kernel_addr + kernel_bytes
-        rows = _lay(rows, CodeRow(own_start, end, "head", "kernel"), under=True)
-    if zero_end > LOW_COPY_BYTES:
-        first = min(zero_end, max(LOW_COPY_BYTES, _interrupts_end(kernel)))
-        if first > LOW_COPY_BYTES:
-            rows = _lay(rows, CodeRow(LOW_COPY_BYTES, first, "head", "vectors"), under=True)
-        if first < zero_end:
-            row = CodeRow(first, zero_end, "head", "kernel-at-0", stop=not moved)
-            rows = _lay(rows, row, under=True)
-    for base, region in ((kernel_addr, "kernel"), (0, "kernel-at-0")):
+    here = CodeRow(kernel_addr, kernel_addr + kernel_bytes, "head", "kernel")
+    there = _where_linked(kernel, kernel_addr, moved)
+    for row in (*there, here) if moved else (here, *there):
+        rows = _lay(rows, row, under=True)
+    for base, region in ((kernel_addr, "kernel"), (kernel.run_addr, "kernel-at-0")):
         for row in _kernel_functions(kernel, base, region, until):
             rows = _lay(rows, row, only_in=region)
     rows = _lay(rows, CodeRow(0, LOW_COPY_BYTES, "hold", "low", stop=True))
     stops = {"purgatory", "kernel"} - set(entered)
     return [replace(row, stop=True) if row.region in stops else row for row in rows]
+
+
+def _where_linked(kernel: KernelImage, kernel_addr: int, moved: bool) -> list[CodeRow]:
+    """The kernel's copy where it was linked to run: at 0, for all but crash kernels of 2.6.27."""
+    to, end = kernel.run_addr, kernel.run_addr + kernel.mem_bytes
+    if to == kernel_addr:
+        return []
+    if to:
+        return [CodeRow(to, end, "head", "kernel-at-0", stop=not moved)]
+    first = min(end, _interrupts_end(kernel))
+    rows = [
+        CodeRow(LOW_COPY_BYTES, first, "head", "vectors"),
+        CodeRow(max(first, LOW_COPY_BYTES), end, "head", "kernel-at-0", stop=not moved),
+    ]
+    return [row for row in rows if row.lo < row.hi]
 
 
 def _interrupts_end(kernel: KernelImage) -> int:

@@ -32,7 +32,7 @@ MAX_SYMBOLS: Final = 2_000_000
 _STT_NOTYPE, _STT_OBJECT, _STT_FUNC = 0, 1, 2
 _R_PPC64_RELATIVE: Final = 22
 _DESCRIPTOR_BYTES: Final = 24
-_REAL_MASK: Final = 0x0FFFFFFFFFFFFFFF
+REAL_MASK: Final = 0x0FFFFFFFFFFFFFFF
 """Real mode ignores the top four bits of an effective address."""
 
 _U64 = npt.NDArray[np.uint64]
@@ -339,7 +339,7 @@ class AddressMap:
 
     def find(self, vaddr: int) -> tuple[str, int, int, str] | None:
         """Name, offset, size and row prefix at an effective address, whatever its alias."""
-        real = vaddr & _REAL_MASK
+        real = vaddr & REAL_MASK
         rows = self.rows
         if self.kernel_at_zero and vaddr >= LINEAR_BASE:
             rows = sorted(rows, key=lambda row: row.prefix != "kernel at 0")

@@ -103,8 +103,9 @@ def verdict(reader: TraceReader) -> Verdict:
         found = _seen_touches(seen)
     touches = _touches(reader, found, row, kernel_addr)
     word = _word(reader, outcome)
-    custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
-    sentence = _sentence(reader, word, asked, touches, kernel_addr)
+    place = _place(word, placement)
+    custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, place))
+    sentence = _sentence(reader, word, asked, touches, place)
     lines = _lines(reader, word, asked, touches, sentence)
     return Verdict(word, asked, sentence, lines, custody)
 
@@ -223,13 +224,21 @@ def _seen_outcome(
     return None if word is None or stay is None else (word, stay)
 
 
-def _outcome_step(outcome: tuple[str, Stay] | None, kernel_addr: int | None) -> tuple[Step, ...]:
+def _place(word: str, placement: dict[str, Any]) -> str:
+    """Say where the kernel runs: where it was loaded, or where it was linked to run."""
+    kernel, link = number(placement.get("kernel_addr")), number(placement.get("link_addr"))
+    if word == "STAYS":
+        return f"stays at 0x{kernel or 0:x}"
+    to = (link or 0) & ~TOP_BITS
+    return f"moves to 0x{to:x}" if to else "moves to 0"
+
+
+def _outcome_step(outcome: tuple[str, Stay] | None, place: str) -> tuple[Step, ...]:
     if outcome is None:
         return ()
-    word, stay = outcome
-    value = f"stays at 0x{kernel_addr:x}" if word == "STAYS" else "moves to 0"
+    _, stay = outcome
     nip = stay.nip.removeprefix("0x")
-    return (Step(-1, "so", stay.letter, value, f"{stay.name} runs at {nip}.", stay.lo),)
+    return (Step(-1, "so", stay.letter, place, f"{stay.name} runs at {nip}.", stay.lo),)
 
 
 def _word(reader: TraceReader, outcome: tuple[str, Stay] | None) -> str:
@@ -242,17 +251,18 @@ def _word(reader: TraceReader, outcome: tuple[str, Stay] | None) -> str:
 
 
 def _sentence(
-    reader: TraceReader, word: str, asked: str, touches: tuple[Step, ...], kernel_addr: int | None
+    reader: TraceReader, word: str, asked: str, touches: tuple[Step, ...], place: str
 ) -> str:
     if word == "RUNNING":
         return "The hand-off is still going on" + (
             f"; {_flag_clause(touches)}." if touches else "; nobody has touched the flag yet."
         )
-    option = "--load-panic" if asked == "stay" else "--load"
+    option = f"--{reader.spec.get('mode', 'load')}"
     if word in ("STAYS", "MOVES"):
-        place = f"stays at 0x{kernel_addr:x}" if word == "STAYS" else "moves to 0"
         kept = word == {"stay": "STAYS", "move": "MOVES"}[asked]
         tail = f"as {option} asks" if kept else f"but {option} asks it to {asked}"
+        if asked == "stay" and option == "--load":
+            tail = "where it was linked to run" if kept else "but was linked to run where it lay"
         reads = sum(1 for step in touches if not step.write)
         times = {0: "never read it", 1: "read it once", 2: "read it twice"}
         read = times.get(reads, f"read it {reads} times")

@@ -36,7 +36,7 @@ SPEAKS = (asm.li(3, 0x58), asm.li(5, 0), asm.sc(1), asm.li(3, 0x68), asm.sc(1), 
 """H_PUT_TERM_CHAR of no byte, H_CPPR, then a spin: it has decided where it runs."""
 
 
-def head(*words: int, flag: int = 0x72756E30) -> bytes:
+def head(*words: int, flag: int = 0x72756E30, runs_at: int = 0) -> bytes:
     """Return a kernel without symbols whose code at 0x100 is `words`."""
     body = bytearray(0x400)
     struct.pack_into(">I", body, 0, asm.b(0x100))
@@ -44,9 +44,8 @@ def head(*words: int, flag: int = 0x72756E30) -> bytes:
     struct.pack_into(">I", body, 0x60, asm.b(0))
     code = asm.code(*words, big_endian=True)
     body[0x100 : 0x100 + len(code)] = code
-    return Elf(
-        big_endian=True, flags=1, entry=LINK, segments=[Segment(LINK, 0, bytes(body), 0x10000)]
-    ).to_bytes()
+    segment = Segment(LINK + runs_at, runs_at, bytes(body), 0x10000)
+    return Elf(big_endian=True, flags=1, entry=segment.vaddr, segments=[segment]).to_bytes()
 
 
 def judge(
@@ -102,6 +101,42 @@ def test_a_flag_that_the_image_does_not_show_is_in_the_verdict(tmp_path: Path) -
     assert report.seen.abi == "kdump_flag"
     assert "the kernel read it twice" in told.sentence
     assert [step.title for step in told.custody[1:3]] == ["read by", "read by"]
+
+
+MOVES = (
+    *WHERE_IT_RUNS, asm.lis(9, 0x200), asm.mr(11, 31), asm.li(8, 0x400 // 8), asm.mtctr(8),
+    asm.ld(10, 0, 11), asm.std(10, 0, 9), asm.addi(11, 11, 8), asm.addi(9, 9, 8), asm.bdnz(-16),
+    asm.lis(9, 0x200), asm.addi(9, 9, 0x100 + 4 * 18), asm.mtctr(9), asm.ISYNC, asm.BCTR,
+    asm.TRAP,
+)  # fmt: skip
+"""Copies 0x400 bytes to 32 MiB and goes on there, behind the trap."""
+
+
+@pytest.mark.parametrize(
+    ("options", "outcome", "at", "word", "says", "failed"),
+    [
+        ({"mode": "load"}, "relocated", 0x2000000, "MOVES", "moves to 0x2000000, as --load", ""),
+        ({}, "relocated", 0x2000000, "MOVES", "but --load-panic asks it to stay",
+         "flag-abi outcome"),
+        ({"base_addr": 0x2000000}, "stayed", 0x2000000, "STAYS", "as --load-panic asks", ""),
+        ({"base_addr": 0x2000000, "mode": "load"}, "stayed", 0x2000000, "STAYS",
+         "stays at 0x2000000, where it was linked to run", ""),
+    ],
+)  # fmt: skip
+def test_a_crash_kernel_of_2_6_27_is_linked_at_32_mib(
+    options: dict[str, Any], outcome: str, at: int, word: str, says: str, failed: str,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """It runs there wherever it was loaded."""
+    stays = options.get("base_addr") == at
+    words = WHERE_IT_RUNS if stays else MOVES
+    kernel = head(*words, *SPEAKS, flag=0, runs_at=0x2000000)
+    report, told = judge(kernel, tmp_path, **({"base_addr": 0x4000000} | options))
+    assert (report.seen.outcome, report.seen.at) == (outcome, at)
+    assert {row.rule.id for row in report.failed} == set(failed.split())
+    assert told.word == word
+    assert says in told.sentence
+    assert told.as_asked == (not failed)
 
 
 STORM = (
