@@ -46,7 +46,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import at, checks, comparisons, errors, guide, render, runs, stories, uploads
+    from app import at, checks, comparisons, errors, guide, markup, render, runs, stories, uploads
     from app.asking import Answers
     from app.compress import Gzip
     from app.index import Index
@@ -68,6 +68,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
+    app.jinja_env.globals |= markup.GLOBALS
     app.jinja_env.globals["static_url"] = _static_url
     app.jinja_env.globals["site"] = lambda: (app.config["PUBLIC_URL"] or request.host_url).rstrip(
         "/"

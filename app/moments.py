@@ -16,7 +16,7 @@ from typing import Any
 from app import pages, panels
 from app.axis import Span
 from app.canvas import Drawing
-from app.drawing import short, timeline
+from app.drawing import finish, short, timeline
 from app.index import Run
 from app.lens import BACK, ON, Cell
 from app.steps import (
@@ -34,7 +34,7 @@ from app.steps import (
     recent_registers,
     steps,
 )
-from app.story import Story, scene
+from app.story import Story, scene, whole_run
 from app.view import MIN_WINDOW, View
 from emulator.lanes import stage_id, stage_letter, stage_name
 from emulator.trace import TraceReader
@@ -250,10 +250,14 @@ def drawings(
     """Draw the timeline, for screens and for telephones."""
     drawn = scene(run_id, told)
     window = view.span(tick, told.lanes.last_tick)
+    keep, unfold = view.query(), view.width == -1
+    if window is None:
+        behind = [whole_run(run_id, told, width=w, unfold=unfold, keep=keep) for w in widths]
+        return tuple(finish(drawn, one, cursor=tick, cells=cells) for one in behind)
     return tuple(
         timeline(
-            drawn, width=w, cursor=tick, window=window, cells=cells, unfold=view.width == -1,
-            keep=view.query(), spans=spans,
+            drawn, width=w, cursor=tick, window=window, cells=cells, unfold=unfold, keep=keep,
+            spans=spans,
         )
         for w in widths
     )  # fmt: skip
@@ -312,7 +316,6 @@ def _moment(
     step = at_tick(rows, tick)
     released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
     low = bytes.fromhex(state.get("low_memory", ""))
-    writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
     fields = panels.low_fields(reader.placement.get("low_fields") or [])
     big = bool(reader.placement.get("kernel_big_endian"))
@@ -329,7 +332,7 @@ def _moment(
             for cpu in cpus
         ),
         _code(state, rows, tick),
-        panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
+        _low_rows(told, low, fields, tick, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,
@@ -340,6 +343,19 @@ def _moment(
         None,
         state,
         {},
+    )
+
+
+def _low_rows(
+    told: Story, low: bytes, fields: tuple[panels.Field, ...], tick: int, *, big_endian: bool
+) -> tuple[panels.LowRow, ...]:
+    """Return low memory and its writers: the same rows as long as neither changes."""
+    count = bisect_right(told.low_writes, tick, key=lambda event: event.tick)
+    return told.kept.get(
+        ("low", low, count, fields, big_endian),
+        lambda: panels.low_grid(
+            low, told.low_writes[:count], told.lanes, fields, big_endian=big_endian
+        ),
     )
 
 
