@@ -203,8 +203,9 @@ def test_meminfo_is_understood() -> None:
 
 def _started(pool: SessionPool) -> set[int]:
     """The sessions (in the sense of setsid) of the process that the pool hands out next."""
-    assert pool._spare is not None
-    return {pool._spare.pid}
+    spare = pool.start_spare()
+    assert spare is not None
+    return {spare.pid}
 
 
 def _alive(started: set[int]) -> int:
