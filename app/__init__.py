@@ -49,6 +49,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     from app import at, checks, comparisons, errors, guide, markup, render, runs, stories, uploads
     from app.asking import Answers
     from app.compress import Gzip
+    from app.fresh import Bodies
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -65,6 +66,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.extensions["bootflow.answers"] = Answers(
         lambda run_id, question: app.config["QUERY"](run_id, question)
     )
+    app.extensions["bootflow.bodies"] = Bodies()
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"

@@ -120,6 +120,8 @@ class Moment:
     window: Json
     problem: str = ""
     steps_problem: str = ""
+    sampled: bool = False
+    """The session has not looked through the run yet: later it can show functions here."""
 
     @property
     def announcement(self) -> str:
@@ -166,6 +168,7 @@ def moment_page(
         moment,
         problem=problem,
         steps_problem=steps_problem,
+        sampled=_sampled(answers),
         window={"steps": window.get("steps", [])},
         selected=_selected(view, told, moment, *answers.get("selected", ({}, ""))),
     )
@@ -193,8 +196,9 @@ def line_page(
     rows = steps(window, ())
     spans = function_spans(answers.get("functions", ({}, ""))[0], told)
     moment = replace(
-        _moment(told, reader, tick, view, {}, rows), window=window, steps_problem=steps_problem
-    )
+        _moment(told, reader, tick, view, {}, rows), window=window, steps_problem=steps_problem,
+        sampled=_sampled(answers),
+    )  # fmt: skip
     return pages.RunPage(
         pages.head(run), told.verdict, told.lanes.last_tick,
         drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans),
@@ -236,6 +240,11 @@ def _answers(
         if "state" not in found:
             answers["state"] = ask_all([{"q": "state", "tick": tick}])[0]
     return answers
+
+
+def _sampled(answers: dict[str, tuple[Json, str]]) -> bool:
+    functions, problem = answers.get("functions", ({}, ""))
+    return bool(problem) or not functions.get("exact", True)
 
 
 def drawings(
