@@ -31,7 +31,7 @@ def pool() -> Iterator[SessionPool]:
         record_seconds=8,
         silence_seconds=1.5,
         cancel_seconds=1,
-        answer_seconds=1.5,
+        answer_seconds=3.0,
     )
     with SessionPool(limits, engine=ENGINE) as made:
         yield made
