@@ -20,6 +20,10 @@ STORM_TICKS: Final = 4096
 A handler that mends what it was called for (a page put into the page table, a WARN_ON printed) lets
 the instruction go on; 4,096 is four slices of the default quantum.
 """
+NESTED_COUNT: Final = 1024
+"""So many times at the same instruction, for whatever address,"""
+NESTED_TICKS: Final = 256
+"""with less than this between two: a handler that faults itself, on a stack that runs away."""
 _SPARE_ROWS: Final = 10_000
 """Rows that may still come within the slice in which the room ends."""
 
@@ -29,20 +33,28 @@ class Storms:
 
     def __init__(self) -> None:
         self._last: dict[int, int] = {}
-        self._seen: dict[int, dict[tuple[str, int], int]] = {}
+        self._same: dict[int, dict[tuple[str, int], int]] = {}
+        self._near: dict[int, dict[int, int]] = {}
 
     def note(self, cpu: int, tick: int, name: str, nip: int) -> str:
         """Take in an exception; what is wrong, in words, once the CPU gets nowhere, else ""."""
-        seen, last = self._seen.setdefault(cpu, {}), self._last.get(cpu, -1)
-        if tick - last > STORM_TICKS:
-            seen.clear()
+        same, near = self._same.setdefault(cpu, {}), self._near.setdefault(cpu, {})
+        last = self._last.get(cpu, -1)
+        gap = tick - last
+        if gap > STORM_TICKS:
+            same.clear()
+        if gap >= NESTED_TICKS:
+            near.clear()
         self._last[cpu] = tick
-        if tick == last and (name, nip) in seen:
+        if not gap and (name, nip) in same:
             return ""  # nothing ran since: a replay that stopped here takes it once more
-        seen[name, nip] = seen.get((name, nip), 0) + 1
-        if seen[name, nip] < STORM_COUNT:
+        same[name, nip] = same.get((name, nip), 0) + 1
+        near[nip] = near.get(nip, 0) + 1
+        times = same[name, nip]
+        if times < STORM_COUNT and near[nip] < NESTED_COUNT:
             return ""
-        return f"{name}, {STORM_COUNT} times over: its handler does not get on"
+        count = times if times >= STORM_COUNT else near[nip]
+        return f"{name}, {count} times over: its handler does not get on"
 
 
 class Room:

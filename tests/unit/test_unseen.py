@@ -19,7 +19,14 @@ from emulator.evidence import Evidence
 from emulator.recorder import Recorder, RunSpec, prepare
 from emulator.rules import as_sentence
 from emulator.samples import get_sample
-from emulator.storms import STORM_COUNT, STORM_TICKS, Room, Storms
+from emulator.storms import (
+    NESTED_COUNT,
+    NESTED_TICKS,
+    STORM_COUNT,
+    STORM_TICKS,
+    Room,
+    Storms,
+)
 from emulator.trace import TraceReader, TraceWriter
 from emulator.trace_schema import MAX_ROWS
 from emulator.verdict import Verdict, verdict
@@ -174,6 +181,18 @@ def test_a_storm_is_told_from_work(gap: int, cpus: int, places: int, storm: bool
         for n in range(STORM_COUNT)
     ]
     assert bool(told[-1]) == storm
+    assert not any(told[:-1])
+
+
+@pytest.mark.parametrize(("gap", "storm"), [(NESTED_TICKS - 1, True), (NESTED_TICKS, False)])
+def test_a_handler_that_faults_itself_is_a_storm(gap: int, storm: bool) -> None:
+    """The stack runs away, so that the address is another one each time."""
+    storms = Storms()
+    told = [
+        storms.note(0, n * gap, f"data storage interrupt at 0x{-0x2F0 * n & 0xFFFFFFFF:016x}", 4)
+        for n in range(NESTED_COUNT)
+    ]
+    assert told[-1].endswith("1024 times over: its handler does not get on") == storm
     assert not any(told[:-1])
 
 
