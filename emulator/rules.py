@@ -226,7 +226,9 @@ def _iseries(seen: Evidence) -> Finding:
     raw = seen.kernel_low[ISERIES_OFFSET : ISERIES_OFFSET + ISERIES_BYTES]
     pointer = int.from_bytes(raw, "big")
     link, size = seen.link_addr, int(seen.placement.get("kernel_bytes", 0))
-    inside = pointer >> 60 == 0xC and link <= pointer & EA_MASK < link + size
+    # head_64.S has hvReleaseData-KERNELBASE there, an offset; an address would serve as well
+    inside = LOW_COPY_BYTES <= pointer < size
+    inside = inside or (pointer >> 60 == 0xC and link <= pointer & EA_MASK < link + size)
     if not seen.kernel_big or not inside:
         return Finding(NA, "0x20 holds no pointer into the kernel: no iSeries kernel.")
     first = seen.entered("purgatory")

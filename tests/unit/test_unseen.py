@@ -43,10 +43,11 @@ SPEAKS = (asm.li(3, 0x58), asm.li(5, 0), asm.sc(1), asm.li(3, 0x68), asm.sc(1), 
 """H_PUT_TERM_CHAR of no byte, H_CPPR, then a spin: it has decided where it runs."""
 
 
-def head(*words: int, flag: int = 0x72756E30, runs_at: int = 0) -> bytes:
+def head(*words: int, flag: int = 0x72756E30, runs_at: int = 0, iseries: int = 0) -> bytes:
     """Return a kernel without symbols whose code at 0x100 is `words`."""
     body = bytearray(0x400)
     struct.pack_into(">I", body, 0, asm.b(0x100))
+    struct.pack_into(">Q", body, 0x20, iseries)
     struct.pack_into(">I", body, FLAG, flag)
     struct.pack_into(">I", body, 0x60, asm.b(0))
     code = asm.code(*words, big_endian=True)
@@ -144,6 +145,17 @@ def test_a_crash_kernel_of_2_6_27_is_linked_at_32_mib(
     assert told.word == word
     assert says in told.sentence
     assert told.as_asked == (not failed)
+
+
+@pytest.mark.parametrize(
+    ("pointer", "status"),
+    [(0, "n-a"), (0x300, "passed"), (LINK + 0x300, "passed"), (0x20000, "n-a"), (0x10, "n-a")],
+)
+def test_hypervisors_pointer_is_an_offset(pointer: int, status: str, tmp_path: Path) -> None:
+    """2.6.27 has hvReleaseData-KERNELBASE at 0x20, which is no address."""
+    kernel = head(*WHERE_IT_RUNS, *ASKS, *SPEAKS, iseries=pointer)
+    report, _ = judge(kernel, tmp_path)
+    assert report.statuses["iseries-pointer"] == status
 
 
 STORM = (
