@@ -261,9 +261,20 @@ class Evidence:
     @cached_property
     def outcome(self) -> str:
         """stayed, relocated or stopped."""
-        if self.decided_tick is None:
-            return "stopped"
-        return "relocated" if self.entered("kernel-at-0") is not None else "stayed"
+        if self.entered("kernel-at-0") is not None:
+            return "relocated" if self.decided_tick is not None or self._idles else "stopped"
+        reads = self.flag_reads
+        told = bool(reads) and self.flag is not None and reads[-1].value == self.flag.stay
+        return "stayed" if self.decided_tick is not None or (self._idles and told) else "stopped"
+
+    @property
+    def _idles(self) -> bool:
+        """A kernel without names, which says nothing either, ends in a spin of its own."""
+        entry = self.entered("kernel")
+        if entry is None or self.end.get("reason") != "stuck":
+            return False
+        stages = [e for e in self.events.get("stage", []) if e.cpu == self.boot_cpu]
+        return {e.text for e in stages if e.tick >= entry.tick} == {"head"}
 
     @property
     def at(self) -> int:

@@ -220,7 +220,8 @@ def _seen_outcome(
 ) -> tuple[str, Stay] | None:
     """What the rules judge by, where the trace has it: no name of a function is needed then."""
     word = {"stayed": "STAYS", "relocated": "MOVES"}.get(seen.outcome)
-    stay = found[1] if found else row.at(seen.boot_cpu, seen.decided_tick or 0)
+    tick = seen.decided_tick or number(seen.end.get("tick")) or 0
+    stay = found[1] if found else row.at(seen.boot_cpu, tick)
     return None if word is None or stay is None else (word, stay)
 
 

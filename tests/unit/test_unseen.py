@@ -158,6 +158,26 @@ def test_hypervisors_pointer_is_an_offset(pointer: int, status: str, tmp_path: P
     assert report.statuses["iseries-pointer"] == status
 
 
+@pytest.mark.parametrize(
+    ("words", "mode", "runs_at", "outcome", "word"),
+    [
+        (ASKS, "load-panic", 0, "stayed", "STAYS"),
+        (ASKS, "load", 0, "stopped", "SPINS"),
+        ((), "load-panic", 0, "stopped", "SPINS"),
+        (MOVES[3:], "load", 0x2000000, "relocated", "MOVES"),
+    ],
+)
+def test_a_kernel_may_end_in_silence(
+    words: tuple[int, ...], mode: str, runs_at: int, outcome: str, word: str, tmp_path: Path
+) -> None:
+    """No name, no hypercall: it reads 1 and idles where it lies, or it idles in its copy."""
+    kernel = head(*WHERE_IT_RUNS, *words, asm.b(0), runs_at=runs_at)
+    report, told = judge(kernel, tmp_path, mode=mode, base_addr=0x4000000)
+    assert report.seen.end["reason"] == "stuck"
+    assert (report.seen.outcome, told.word) == (outcome, word)
+    assert told.as_asked == (outcome != "stopped")
+
+
 STORM = (
     asm.lis(3, 0x6000), asm.stw(3, 0x700, 0), asm.lis(3, 0x7FE0), asm.ori(3, 3, 8),
     asm.stw(3, 0x704, 0), asm.TRAP,
