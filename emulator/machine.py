@@ -301,7 +301,7 @@ class Machine:
             s[native.BUDGET] -= 1
         if cpu.interrupt >= 0:
             return self._interrupted(cpu)
-        return self._refused(cpu) if refused else None
+        return self._delivered(cpu) if refused else None
 
     def _finish_block(self, cpu: Cpu, until_tick: int) -> Stop | None:
         """Run the first instructions of the block at NIP, up to exactly `until_tick`."""
@@ -346,6 +346,18 @@ class Machine:
             return Stop("fault", answer)
         cpu.set_registers({f"r{3 + n}": value for n, value in enumerate(answer)})
         return None
+
+    def _delivered(self, cpu: Cpu) -> Stop | None:
+        """Deal with a refused access; one that ends the run leaves no trace in the CPU.
+
+        A replay stops before it, at the same tick.
+        """
+        cpu.refresh()
+        before = {spr: cpu.spr(spr) for spr in (SPR_DAR, SPR_DSISR)}
+        stop = self._refused(cpu)
+        if stop is not None:
+            cpu.set_sprs(before)
+        return stop
 
     def _refused(self, cpu: Cpu) -> Stop | None:
         """The TLB fill refused a page: prepare its code, or deliver a storage interrupt."""
