@@ -58,6 +58,8 @@ class Head:
     asked: str
     note: str = ""
     message_id: str = ""
+    parent: str = ""
+    """Id of the run whose schedules were explored when this one was found."""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ def head(run: Run) -> Head:
         run.asked,
         panels.printable(run.note),
         panels.printable(run.message_id),
+        run.parent,
     )
 
 

@@ -102,8 +102,12 @@ OWNER_SECONDS = 60
 """The page of a run carries what its owner may change: title, note, thread."""
 
 
-def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> Response:
+def cached(
+    response: Response, run: Run, *, private: bool, seconds: int = 0, changes: bool = False
+) -> Response:
     """Say how long an answer may be kept: an ended run's moments never change.
+
+    What `changes` may be kept, if it is asked each time whether it still holds.
 
     Pages name their own address. Unless that is configured, it is what the reader asked for, and
     nothing that others share may keep it.
@@ -112,6 +116,7 @@ def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> 
         response.headers["Cache-Control"] = "private"
     elif run.ended and not private and response.status_code == 200:
         kept = f"max-age={seconds}" if seconds else "max-age=31536000, immutable"
+        kept = "no-cache" if changes else kept
         shared = "public" if current_app.config["PUBLIC_URL"] else "private"
         response.headers["Cache-Control"] = f"{shared}, {kept}"
         response.headers["Vary"] = "Cookie, HX-Request"

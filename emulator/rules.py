@@ -23,6 +23,7 @@ from emulator.handoff import (
     SECONDARY_ENTRY,
 )
 from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_SF
+from emulator.trace import Event
 
 PASSED, FAILED, NA = "passed", "failed", "n-a"
 ISERIES_OFFSET: Final = 0x20
@@ -497,6 +498,10 @@ def _secondaries(seen: Evidence) -> Finding:
         if seen.end.get("reason") == "fault" and seen.end.get("cpu") == cpu:
             text = _sentence(f"CPU {cpu} stopped: {seen.end.get('text', '')}")
             return Finding(FAILED, text, seen.end.get("tick"), cpu)
+        lost = _lost_in_hold(seen, cpu)
+        if lost is not None:
+            text = f"CPU {cpu} took a {lost.text} in the hold loop, and was never released."
+            return Finding(FAILED, text, lost.tick, cpu)
         if stage == "hold":
             waiting.append(cpu)
         elif stage in ("joins", "head", "early_setup", "start_kernel", "relocate", "copy"):
@@ -511,6 +516,16 @@ def _secondaries(seen: Evidence) -> Finding:
         text = _sentence(", ".join(parts + (held if waiting else [])))
         return Finding(PASSED, text, last_tick, released[-1] if released else None)
     return Finding(NA, "The run ended before they came.")
+
+
+def _lost_in_hold(seen: Evidence, cpu: int) -> Event | None:
+    """The exception that took a secondary out of the hold loop; no kernel handles any there."""
+    released = [e.tick for e in seen.events.get("stage", []) if e.cpu == cpu and e.text == "joins"]
+    for event in seen.events.get("exception", []):
+        late = released and event.tick > released[0]
+        if event.cpu == cpu and not late and seen.stage_at(cpu, event.tick) == "hold":
+            return event
+    return None
 
 
 def _count(count: int, name: str) -> str:

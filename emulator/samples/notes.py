@@ -215,8 +215,9 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "race-lost": (
         *_OPENING,
-        ("low write", "The same images as beside; here the secondary runs one instruction where it"
-                      " ran a whole slice there."),
+        ("low write", "The same images as beside; but from this store on the boot CPU runs 50"
+                      " instructions before the secondary runs any. On real CPUs that is an"
+                      " interrupt, a cache miss, a hypervisor's choice."),
         ("first read", 'The kernel reads "run0": it is going to run at 0, and relocates for it.'),
         ("head write", "Now the secondary writes 1, between the two reads."),
         ("second read", "The kernel reads 1: only the vectors are copied. It has relocated itself"
