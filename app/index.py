@@ -84,7 +84,7 @@ class Run(Base):
     trace_file: Mapped[str] = mapped_column(String(80), comment="name of the file below traces/")
     listed: Mapped[bool] = mapped_column(Boolean, comment="in the gallery: its owner wishes so")
     word: Mapped[str] = mapped_column(
-        String(12), default="", comment="verdict word: STAYS MOVES STOPS SPINS, empty until ended"
+        String(12), default="", comment="verdict: STAYS MOVES ENDED STOPS SPINS, empty until ended"
     )
     asked: Mapped[str] = mapped_column(String(8), default="", comment="stay | move, as asked")
     verdict: Mapped[str] = mapped_column(

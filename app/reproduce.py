@@ -37,5 +37,12 @@ def record_command(spec: Mapping[str, Any], names: Mapping[str, str], schedule: 
     words += [option for key, value, option in FLAGS if spec.get(key, not value) == value]
     for key, option, default in VALUES:
         if spec.get(key, default) != default:
-            words += [option, str(spec[key])]
+            words += [option, _shown(key, spec[key])]
     return shlex.join([*words, "--schedule", schedule])
+
+
+def _shown(key: str, value: Any) -> str:
+    """Return a value as people type it: 256M, 0x2000000."""
+    if key == "mem_bytes" and value % (1 << 20) == 0:
+        return f"{value >> 20}M"
+    return hex(value) if key in ("base_addr", "corrupt") else str(value)

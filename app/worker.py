@@ -309,7 +309,7 @@ class Worker:
         self._recorder = Recorder(self._data_dir, self._index, self._pool)
         self._task = open_queue(self._data_dir, self._recorder.record)
         self._explorer = Explorer(self._data_dir, self._index, self._task)
-        self._explore = open_queue(self._data_dir, self._explorer.explore, name="explore")
+        self._explore = open_queue(self._data_dir, self._do_explore, name="explore")
         self._broker = Broker(self._data_dir, self._pool)
         self._consumers = [
             task.huey.create_consumer(
@@ -318,6 +318,10 @@ class Worker:
             )
             for task in (self._task, self._explore)
         ]  # fmt: skip
+
+    def _do_explore(self, identifier: str) -> None:
+        """Explore; here, because Huey finds a task by the module of its function."""
+        self._explorer.explore(identifier)
 
     def start(self) -> None:
         """Queue again what an earlier worker left, and begin."""

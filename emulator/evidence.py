@@ -44,6 +44,11 @@ def number(value: Any) -> int:
     return int(value or 0)
 
 
+def ended_as_asked(end: Mapping[str, Any] | None) -> bool:
+    """Say whether a run ended where its user wished: at --until, or at --limit."""
+    return end is not None and bool(end.get("ok")) and end.get("reason") in ("until", "limit")
+
+
 @dataclass(frozen=True)
 class Entry:
     """A CPU at the first instruction of a region that it came to from another one."""
@@ -246,6 +251,11 @@ class Evidence:
         if self.decided_tick is None:
             return "stopped"
         return "relocated" if self.entered("kernel-at-0") is not None else "stayed"
+
+    @property
+    def ended_as_asked(self) -> bool:
+        """The run ended at a symbol, tick or limit that the user named."""
+        return ended_as_asked(self.end)
 
     @property
     def at(self) -> int:

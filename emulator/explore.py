@@ -85,6 +85,8 @@ def explore(
     """
     recorded = try_(prepared.spec.schedule, None)
     known = set(recorded["failed"])
+    if recorded["reason"] == "limit":  # that others come to it too is no news
+        known.add("outcome")
     plain = try_("", None) if prepared.spec.schedule else recorded
     plans = list(_plans(prepared, plain["writes"], min(seeds, MAX_SEEDS)))
     races: dict[tuple[str, ...], Json] = {}
@@ -164,12 +166,12 @@ def run_once(prepared: Prepared, schedule: str, write_tick: int | None = None) -
     """Run a schedule in this process and judge it.
 
     Returns:
-        The ids of rules that "failed" and that "passed", and the "writes" into 0x0-0x100: cpu, nip,
-        address and tick of each.
+        The ids of rules that "failed" and that "passed", the "reason" of the end, and the "writes"
+        into 0x0-0x100: cpu, nip, address and tick of each.
     """
     spec = replace(prepared.spec, schedule=schedule)
     records: list[Json] = [prepared.record()]
-    Recorder(replace(prepared, spec=spec), records.append, write_tick=write_tick).record()
+    end = Recorder(replace(prepared, spec=spec), records.append, write_tick=write_tick).record()
     report = check(Evidence.of_records(spec.to_json(), records))
     writes = [
         [record["cpu"], int(record["nip"], 16), int(record["addr"], 16), record["tick"]]
@@ -177,4 +179,5 @@ def run_once(prepared: Prepared, schedule: str, write_tick: int | None = None) -
         if record["t"] == "event" and record["kind"] == "low-write"
     ]
     passed = [row.rule.id for row in report.rows if row.found.status == PASSED]
-    return {"failed": [row.rule.id for row in report.failed], "passed": passed, "writes": writes}
+    failed = [row.rule.id for row in report.failed]
+    return {"failed": failed, "passed": passed, "reason": end["reason"], "writes": writes}

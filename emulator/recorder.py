@@ -119,6 +119,11 @@ class RunSpec:
         )
 
     @property
+    def asks_limit(self) -> bool:
+        """The limit is the user's wish; not ours, and not that of a search for races."""
+        return self.limit_ticks < DEFAULT_LIMIT_TICKS and not self.schedule
+
+    @property
     def until_tick(self) -> int | None:
         """The tick of `until`, None when it is a symbol or absent."""
         return int(self.until) if self.until and self.until.isdecimal() else None
@@ -441,7 +446,8 @@ class Recorder:
                 text += f", {others} secondar{'y' if others == 1 else 'ies'} released"
             return self._end("complete", text, self.run.placement.boot_cpu, ok=True)
         if tick >= spec.limit_ticks:
-            return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
+            text = f"limit of {spec.limit_ticks} ticks reached"
+            return self._end("limit", text, cpu, ok=spec.asks_limit)
         return None
 
     def _stuck(self) -> Record:

@@ -408,7 +408,7 @@ def _flag_value(seen: Evidence) -> Finding:
 def _outcome(seen: Evidence) -> Finding:
     option = "--load-panic" if seen.meant == "stay" else "--load"
     if seen.outcome == "stopped":
-        if seen.end.get("reason") in ("until", "cancelled"):
+        if seen.ended_as_asked or seen.end.get("reason") == "cancelled":
             return Finding(NA, "The run was ended before the kernel had decided.")
         text = _sentence(str(seen.end.get("text", "")) or "the run was cut short")
         cpu = seen.end.get("cpu")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from emulator.evidence import Evidence
+from emulator.evidence import Evidence, ended_as_asked
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import Event, TraceReader
@@ -42,7 +42,7 @@ class Verdict:
     """What happened, against what was asked."""
 
     word: str
-    """STAYS, MOVES, STOPS, SPINS or RUNNING."""
+    """STAYS, MOVES, ENDED (as asked, before it was decided), STOPS, SPINS or RUNNING."""
     asked: str
     """stay or move."""
     sentence: str
@@ -51,10 +51,15 @@ class Verdict:
 
     @property
     def as_asked(self) -> bool | None:
-        """Whether it came as asked; None while it runs."""
-        if self.word == "RUNNING":
-            return None
-        return self.word == {"stay": "STAYS", "move": "MOVES"}[self.asked]
+        """Whether it came as asked; None while it runs, or if it was ended before that."""
+        return came_as_asked(self.word, self.asked)
+
+
+def came_as_asked(word: str, asked: str) -> bool | None:
+    """Compare the word of a verdict with what was asked: stay or move."""
+    if word in ("", "RUNNING", "ENDED"):
+        return None
+    return word == {"stay": "STAYS", "move": "MOVES"}.get(asked)
 
 
 def number(value: Any) -> int | None:
@@ -98,8 +103,12 @@ def verdict(reader: TraceReader) -> Verdict:
     if reader.facts is not None:
         outcome = _seen_outcome(Evidence.of_trace(reader), row, outcome)
     word = _word(reader, outcome)
+    boot = row.at(int(spec.get("boot_cpu", 0)), reader.last_tick)
     custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
     sentence = _sentence(reader, word, asked, touches, kernel_addr)
+    if word == "ENDED":
+        where = f"the boot CPU was in {boot.name}" if boot else "nothing had run"
+        sentence = f"{_ended(reader)}; by then {where}, and the kernel had not decided."
     lines = _lines(reader, word, asked, touches, sentence)
     return Verdict(word, asked, sentence, lines, custody)
 
@@ -218,6 +227,8 @@ def _word(reader: TraceReader, outcome: tuple[str, Stay] | None) -> str:
         return outcome[0]
     if reader.status == "running":
         return "RUNNING"
+    if ended_as_asked(reader.end):
+        return "ENDED"
     reason = str((reader.end or {}).get("reason", ""))
     return "SPINS" if any(word in SPINS for word in reason.split("-")) else "STOPS"
 
@@ -254,9 +265,19 @@ def _flag_clause(touches: tuple[Step, ...]) -> str:
 
 def _end_clause(reader: TraceReader) -> str:
     end = reader.end
+    if ended_as_asked(end):
+        return f" {_ended(reader)}."
     if end is None or end.get("ok"):
         return ""
     return f" Then: {_end_text(reader)}"
+
+
+def _ended(reader: TraceReader) -> str:
+    """Say where a run was ended by its user."""
+    end, spec = reader.end or {}, reader.spec
+    until = end.get("reason") == "until"
+    at = f"--until {spec.get('until')}" if until else f"--limit {spec.get('limit_ticks')}"
+    return f"Ended at {at}, as asked"
 
 
 def _end_text(reader: TraceReader) -> str:
