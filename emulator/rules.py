@@ -8,11 +8,11 @@ Sources: named in the rows; "thread" is the mail of October 2008 that the design
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from emulator.evidence import EA_MASK, Evidence, Touch
+from emulator.evidence import EA_MASK, Entry, Evidence, Touch
 from emulator.handoff import (
     CRASH_SIGNATURE,
     FLAG_OFFSET,
@@ -148,9 +148,8 @@ def _no_secondaries(seen: Evidence) -> Finding:
 def _low_copy(seen: Evidence) -> Finding:
     if not seen.arrivals or len(seen.kernel_low) < LOW_COPY_BYTES:
         return _no_secondaries(seen)
-    for entry in seen.arrivals:
+    for entry, own in _written_by_owners(seen):
         low = bytes.fromhex(entry.text) if len(entry.text) == 2 * LOW_COPY_BYTES else b""
-        own = _written_by_owners(seen, entry.tick)
         for at in range(4, min(len(low), LOW_COPY_BYTES), 4):
             if at == FLAG_OFFSET or low[at : at + 4] == seen.kernel_low[at : at + 4] or at in own:
                 continue
@@ -167,19 +166,23 @@ def _low_copy(seen: Evidence) -> Finding:
     return Finding(PASSED, text, first.tick, first.cpu)
 
 
-def _written_by_owners(seen: Evidence, tick: int) -> set[int]:
-    """Words of low memory that are the hold loop's or the kernel's: acknowledgement, release."""
+def _written_by_owners(seen: Evidence) -> Iterator[tuple[Entry, set[int]]]:
+    """Each arrival, in order, and the words of low memory that their owners had written by then.
+
+    They are the hold loop's acknowledgement and what the kernel releases it by.
+    """
     kernel = seen.entered("kernel")
-    return {
-        at
-        for touch in seen.low_writes
-        if touch.tick <= tick
-        and (
-            (touch.cpu != seen.boot_cpu and touch.stage == "hold")
-            or (touch.cpu == seen.boot_cpu and kernel is not None and touch.tick > kernel.tick)
-        )
-        for at in range(touch.at & ~3, touch.at + touch.size, 4)
-    }
+    writes = iter(seen.low_writes)
+    touch = next(writes, None)
+    own: set[int] = set()
+    for entry in sorted(seen.arrivals, key=lambda entry: entry.tick):
+        while touch is not None and touch.tick <= entry.tick:
+            boots = touch.cpu == seen.boot_cpu
+            kernels = boots and kernel is not None and touch.tick > kernel.tick
+            if kernels or (not boots and touch.stage == "hold"):
+                own |= set(range(touch.at & ~3, touch.at + touch.size, 4))
+            touch = next(writes, None)
+        yield entry, own
 
 
 def _low_code(seen: Evidence) -> Finding:

@@ -7,7 +7,7 @@ kernel that moved all the same is told as just that.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from emulator.evidence import Evidence, ended_as_asked
@@ -19,6 +19,9 @@ FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
 KERNEL_STAGES = ("head", "relocate", "copy")
 SPINS = ("stuck", "spin", "spins", "spinning", "digest", "hang", "hung")
 TOP_BITS = 0xF << 60
+MAX_TOUCHES = 500
+"""Of one kind, at each end of a run; a guest may touch its flag a million times."""
+SHOWN_TOUCHES = 12
 _SWAPPED = int.from_bytes(RUN_AT_ZERO_MAGIC.to_bytes(4, "big"), "little")
 
 
@@ -114,14 +117,17 @@ def verdict(reader: TraceReader) -> Verdict:
 
 
 def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[Step, ...]:
-    """Return the writes of the kernel's flag, and its reads by the kernel, in order."""
-    found = [*reader.events("flag-write"), *reader.events("flag-read")]
+    """Return the writes of the kernel's flag, and its reads by the kernel, in order.
+
+    Of a flood the first and the last ones, numbered as if there were no others.
+    """
+    found = {*_first_and_last(reader, "flag-write"), *_first_and_last(reader, "flag-read")}
     steps: list[Step] = []
     value = flag_at_start(reader.spec, reader.placement)
     for event in sorted(found, key=lambda event: event.tick):
         offset = flag_offset(event, kernel_addr)
         stay = row.at(event.cpu, max(event.tick - 1, 0))
-        if offset is None or stay is None or len(steps) >= 12:
+        if offset is None or stay is None:
             continue
         new = number(event.value)
         value = value if offset == FLAG_OFFSET or steps else ""
@@ -140,7 +146,16 @@ def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[
         steps.append(
             Step(len(steps) + 1, title, stay.letter, shown, text, event.tick, write, new == 1)
         )
-    return tuple(steps)
+    if len(steps) > SHOWN_TOUCHES:
+        half = SHOWN_TOUCHES // 2
+        steps = [*steps[:half], *steps[-half:]]
+    return tuple(replace(step, number=n) for n, step in enumerate(steps, 1))
+
+
+def _first_and_last(reader: TraceReader, kind: str) -> list[Event]:
+    """Return the events of a kind, of very many only those at both ends."""
+    first = list(reader.events(kind, limit=MAX_TOUCHES))
+    return first if len(first) < MAX_TOUCHES else first + reader.last_events(kind, MAX_TOUCHES)
 
 
 def flag_at_start(spec: dict[str, Any], placement: dict[str, Any]) -> str:
@@ -247,7 +262,8 @@ def _sentence(
         tail = f"as {option} asks" if kept else f"but {option} asks it to {asked}"
         reads = sum(1 for step in touches if not step.write)
         times = {0: "never read it", 1: "read it once", 2: "read it twice"}
-        read = times.get(reads, f"read it {reads} times")
+        many = "again and again" if len(touches) == SHOWN_TOUCHES else f"{reads} times"
+        read = times.get(reads, f"read it {many}")
         text = f"{_flag_clause(touches)}; the kernel {read} and {place}, {tail}."
         return text + _end_clause(reader)
     return _end_text(reader)
