@@ -146,8 +146,10 @@ def _no_secondaries(seen: Evidence) -> Finding:
 
 
 def _low_copy(seen: Evidence) -> Finding:
-    if not seen.arrivals or len(seen.kernel_low) < LOW_COPY_BYTES:
+    if not seen.arrivals:
         return _no_secondaries(seen)
+    if len(seen.kernel_low) < LOW_COPY_BYTES:
+        return Finding(NA, "The image has fewer than 0x100 bytes.")
     for entry, own in _written_by_owners(seen):
         low = bytes.fromhex(entry.text) if len(entry.text) == 2 * LOW_COPY_BYTES else b""
         for at in range(4, min(len(low), LOW_COPY_BYTES), 4):

@@ -23,8 +23,8 @@ from emulator.errors import SessionError
 from emulator.evidence import Evidence
 from emulator.recorder import RunSpec
 from emulator.rules import RULES
-from emulator.samples import SAMPLES, get_sample
-from emulator.samples.notes import PLACES, STORIES, pin, story_of
+from emulator.samples import SAMPLES, Sample, get_sample
+from emulator.samples.notes import PLACES, STORIES, pin, story_key, story_of
 from emulator.trace import ImageFile, TraceReader
 
 POSTED, MEANT = get_sample("posted-be"), get_sample("meant-be")
@@ -142,7 +142,7 @@ def test_owner_pins_notes_and_nobody_else(client: FlaskClient, own: tuple[str, s
 
 
 def test_every_sample_has_a_story_whose_places_are_known() -> None:
-    used = {sample.name[: -len("-be")] for sample in SAMPLES}
+    used = {story_key(sample) for sample in SAMPLES}
     assert used == set(STORIES)
     for sample in SAMPLES:
         for place, text in story_of(sample):
@@ -157,6 +157,24 @@ def test_notes_are_pinned_in_order_of_time(folder: Path) -> None:
             assert {note.text for note in notes} == {text for _, text in story_of(sample)}
             assert [note.tick for note in notes] == sorted(note.tick for note in notes)
             assert notes[-1].tick <= reader.last_tick
+
+
+@pytest.mark.parametrize(
+    ("sample", "place", "just_ran"),
+    [(POSTED, "compare", "cmpd r18,r1"), (MEANT, "marks", "cmpdi r18,1")],
+)
+def test_note_of_the_snippet_stands_at_its_compare(
+    folder: Path, sample: Sample, place: str, just_ran: str
+) -> None:
+    path = trace_path(folder, sample_run_id(sample))
+    with TraceReader(path) as reader:
+        notes = pin(sample, Evidence.of_trace(reader))
+    text = dict(story_of(sample))[place]
+    (tick,) = [note.tick for note in notes if note.text == text]
+    with SessionPool(keep_spare=False) as pool:
+        question = {"q": "window", "tick": tick, "before": 1, "after": 0}
+        answer = pool.query("run", path, question)
+    assert " ".join(answer["steps"][-1]["text"].split()) == just_ran
 
 
 def test_command_line_exits_1_when_a_rule_fails(folder: Path) -> None:
