@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from emulator.revision import ENGINE_REVISION
 from emulator.trace import ImageFile, TraceWriter
 
 KERNEL_ADDR = 0x2000000
@@ -19,8 +18,7 @@ SPEC: dict[str, Any] = {
     "until": None, "limit_ticks": 1 << 40, "addresses": None,
 }  # fmt: skip
 PLACEMENT: dict[str, Any] = {
-    "t": "placement", "engine": ENGINE_REVISION, "kernel_addr": KERNEL_ADDR,
-    "entry_addr": 0x1EFF0700, "run_at_load": 1,
+    "t": "placement", "kernel_addr": KERNEL_ADDR, "entry_addr": 0x1EFF0700, "run_at_load": 1,
     "purgatory_addr": 0x1EFF0000, "dt_addr": 0x8000000,
     "debug": ["kernel is 2000000", "dt_offset is 8000000", "run_at_load flag is 1"],
     "low_fields": [
