@@ -27,7 +27,7 @@ from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, SessionError
 from emulator.explanation import Sentence, explain
 from emulator.handoff import STAGES
-from emulator.samples import get_sample
+from emulator.samples import Sample, get_sample
 from emulator.trace import TraceReader
 from emulator.verdict import Verdict
 
@@ -120,10 +120,6 @@ def _fragment(schedules: explores.Panel) -> AnyResponse:
 def _page(run: Run, reader: TraceReader, report: Report) -> CheckPage:
     why, problem = _why(run, report)
     sample = sample_of_run(run.id)
-    beside = None
-    if sample is not None and sample.beside:
-        other = get_sample(sample.beside)
-        beside = (other.title, sample_run_id(other))
     return CheckPage(
         pages.head(run),
         told_by(run, reader).verdict,
@@ -131,9 +127,17 @@ def _page(run: Run, reader: TraceReader, report: Report) -> CheckPage:
         why,
         problem,
         sample.note if sample is not None else "",
-        beside,
+        beside_of(sample),
         sample is not None,
     )
+
+
+def beside_of(sample: Sample | None) -> tuple[str, str] | None:
+    """Title and run id of the sample that one is to be read beside."""
+    if sample is None or not sample.beside:
+        return None
+    other = get_sample(sample.beside)
+    return other.title, sample_run_id(other)
 
 
 def report_of(run: Run, reader: TraceReader) -> Report:

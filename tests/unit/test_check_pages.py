@@ -114,6 +114,7 @@ def test_story_is_told_in_steps_and_as_a_mail(client: FlaskClient) -> None:
     mail = client.get(f"/t/{run_id}/story.txt").text
     assert max(len(line) for line in mail.splitlines()) <= 75
     assert mail.count(f"http://localhost/t/{run_id}/") == count + 1
+    assert f"http://localhost/t/{sample_run_id(MEANT)}/story/" in mail
     assert mail.isascii()
     last = client.get(f"/t/{run_id}/story/{count}/", headers=BROWSER)
     assert last.status_code == 503  # the session does not answer; the note is there all the same

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from app import create_app, exploring
+from app import create_app, exploring, worker
 from app.explorations import LIMITS, Exploration, Explorations, Limits
 from app.explorer import Explorer
 from app.index import Index, trace_path, upload_path
@@ -248,6 +248,19 @@ def test_stopped_worker_leaves_it_queued_and_gives_up_the_third_time(bench: Benc
     assert (bench.row(run_id).status, bench.row(run_id).text) == (
         "killed", "the worker was stopped 2 times while it ran",
     )  # fmt: skip
+
+
+def test_restarted_worker_goes_on_with_what_was_running(bench: Bench) -> None:
+    run_id, _ = bench.add(script=[progress(2), DONE])
+    row = bench.ask(run_id)
+    bench.rows.change(row.id, status="running", attempts=1)  # the worker before it was killed
+    serving = worker.Worker(bench.data, engine="tests.fake_engine")
+    serving.start()
+    try:
+        _wait(lambda: bench.row(run_id).status == "finished", seconds=30)
+    finally:
+        serving.stop()
+    assert (bench.row(run_id).attempts, bench.row(run_id).tried) == (2, 2)
 
 
 def test_time_for_it_is_bounded(bench: Bench) -> None:
