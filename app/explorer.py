@@ -91,7 +91,7 @@ class Explorer:
                 self._write(row.id, so_far, kept)
 
         done = explore_trace(
-            path, row.seeds, change, stop=lambda: self._stop(row.id), seconds=self._limits.seconds
+            path, row.seeds, change, stop=lambda: self._stop(row), seconds=self._limits.seconds
         )
         self._write(row.id, done, kept)
         return done.stopped
@@ -99,12 +99,15 @@ class Explorer:
     def _write(self, identifier: str, so_far: Explored, kept: list[dict[str, Any]]) -> None:
         self.rows.change(identifier, tried=so_far.tried, planned=so_far.planned, found=[*kept])
 
-    def _stop(self, identifier: str) -> str:
+    def _stop(self, row: Exploration) -> str:
         """Say why the search is to end now; whoever cancels ends the row."""
         if self.stopping:
             return STOPPED_TEXT
-        row = self.rows.get(identifier)
-        return "" if row is not None and row.status == "running" else "cancelled"
+        now = self.rows.get(row.id)
+        if now is None or now.status != "running":
+            return "cancelled"
+        deleted = self._index.get(row.run_id).status == "deleted"
+        return "the run was deleted" if deleted else ""
 
     def _keep(self, run: Run, path: Path, race: Race) -> dict[str, Any]:
         """Return a finding as the row keeps it; a race becomes a run of its own, once."""

@@ -17,8 +17,9 @@ from typing import Any
 
 from app.session_process import SessionProcess, error_from
 from app.sessions import SessionPool
+from app.warden import MAX_PROCESSES, Warden
 from emulator.adversary import words_of
-from emulator.errors import BootflowError, SessionError
+from emulator.errors import BootflowError, LimitError, SessionError
 from emulator.revision import check_engine
 from emulator.rules import RULE_BY_ID
 from emulator.trace import ImageFile, TraceReader
@@ -107,11 +108,23 @@ def explore_trace(
     Raises:
         TraceVersionError: the trace is of another engine, so that no schedule means the same.
         SessionError: the search died, or a schedule does not end.
+        LimitError: the machine ran out of memory.
     """
     with TraceReader(path) as reader:
         check_engine(reader.placement.get("engine"))
         images, spec = images_of(reader), explored_spec(reader)
     process = SessionProcess(ENGINE)
+    ended: list[BootflowError] = []
+
+    def end(why: str) -> None:
+        ended.append(LimitError(why, hint="Try again later."))
+        process.kill()
+
+    warden = Warden(
+        lambda: [process.pid],
+        lambda pid: end(f"more than {MAX_PROCESSES} processes in one session"),
+        lambda: end("the machine ran out of memory"),
+    )
     try:
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, process.pid, NICENESS)
@@ -119,7 +132,10 @@ def explore_trace(
         names = {image.role: image.name for image in images}
         process.start({"op": "explore", "spec": spec, "names": names, "seeds": seeds}, images)
         return _hear(process, on_change, stop, time.monotonic() + seconds)
+    except SessionError as exc:
+        raise (ended or [exc])[0] from exc
     finally:
+        warden.stop()
         process.kill()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from app import create_app, exploring, worker
+from app import create_app, exploring, warden, worker
 from app.explorations import LIMITS, Exploration, Explorations, Limits
 from app.explorer import Explorer
 from app.index import Index, trace_path, upload_path
@@ -229,6 +229,32 @@ def test_cancel_ends_it_and_keeps_what_was_found(bench: Bench) -> None:
     assert time.monotonic() - began < 5
     assert bench.row(run_id).status == "cancelled"
     assert len(bench.row(run_id).found) == 1
+
+
+@pytest.mark.parametrize("crowd", [True, False])
+def test_what_uses_too_much_is_ended(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, crowd: bool
+) -> None:
+    monkeypatch.setattr(warden, "MAX_PROCESSES", 0 if crowd else 1000)
+    monkeypatch.setattr(warden, "memory_is_short", lambda meminfo: not crowd)
+    monkeypatch.setattr(warden, "INTERVAL_SECONDS", 0.2)
+    run_id, _ = bench.add(script=[progress(1), ["sleep", 30]])
+    bench.explorer().explore(bench.ask(run_id).id)
+    row = bench.row(run_id)
+    words = "processes in one session" if crowd else "the machine ran out of memory"
+    assert (row.status, words in row.text) == ("failed", True), row.text
+
+
+def test_deleted_run_is_not_explored_on(bench: Bench) -> None:
+    run_id, _ = bench.add(script=[progress(1), ["sleep", 30]])
+    row = bench.ask(run_id)
+    thread = threading.Thread(target=bench.explorer().explore, args=(row.id,))
+    thread.start()
+    _wait(lambda: bench.row(run_id).tried == 1)
+    bench.index.delete(run_id)
+    thread.join(10)
+    assert not thread.is_alive()
+    assert bench.row(run_id).text == "the run was deleted"
 
 
 def test_stopped_worker_leaves_it_queued_and_gives_up_the_third_time(bench: Bench) -> None:
