@@ -95,7 +95,7 @@ def _check(run_id: str, form: str) -> AnyResponse:
                 document["schedules"] = explores.document(schedules)
             text = json.dumps(document, indent=1) + "\n"
             response = Response(text, mimetype="application/json")
-            return cached(response, run, private=schedules.live, changes=True)
+            return cached(response, run, private=schedules.live)
         page = _page(run, reader, report)
     if form == "txt":
         text = fit(render_template("check.txt", page=page, schedules=schedules))
@@ -103,7 +103,7 @@ def _check(run_id: str, form: str) -> AnyResponse:
     else:
         text = render_template("check.html", page=page, schedules=schedules, stages=STAGES)
         response = Response(text, mimetype="text/html")
-    return cached(response, run, private=bool(page.problem) or schedules.live, changes=True)
+    return cached(response, run, private=bool(page.problem) or schedules.live)
 
 
 def _fragment(schedules: explores.Panel) -> AnyResponse:

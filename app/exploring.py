@@ -124,6 +124,7 @@ def explore_trace(
         lambda: [process.pid],
         lambda pid: end(f"more than {MAX_PROCESSES} processes in one session"),
         lambda: end("the machine ran out of memory"),
+        lambda pid, used_bytes: None,
     )
     try:
         with suppress(OSError):

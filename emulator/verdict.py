@@ -7,12 +7,15 @@ kernel that moved all the same is told as just that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from emulator.evidence import Evidence, ended_as_asked
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
+from emulator.records import MAX_FACT_ROWS
+from emulator.rules import as_sentence
 from emulator.trace import Event, TraceReader
 
 FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
@@ -100,11 +103,18 @@ def verdict(reader: TraceReader) -> Verdict:
         int(spec.get("cpus", 1)),
         reader.last_tick,
     )
-    touches = _touches(reader, row, kernel_addr)
+    found: Iterable[Event] | None = None
     asked = _asked(spec, placement)
     outcome = _outcome(row, int(spec.get("boot_cpu", 0)), kernel_addr)
     if reader.facts is not None:
-        outcome = _seen_outcome(Evidence.of_trace(reader), row, outcome)
+        seen = Evidence.of_trace(reader)
+        outcome = _seen_outcome(seen, row, outcome)
+        if len(seen.accesses) < MAX_FACT_ROWS["access"]:  # else it is a flood, and they its start
+            found = _seen_touches(seen)
+    if found is None:
+        kinds = ("flag-write", "flag-read")
+        found = {event for kind in kinds for event in _first_and_last(reader, kind)}
+    touches = _touches(reader, found, row, kernel_addr)
     word = _word(reader, outcome)
     boot = row.at(int(spec.get("boot_cpu", 0)), reader.last_tick)
     custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
@@ -116,12 +126,26 @@ def verdict(reader: TraceReader) -> Verdict:
     return Verdict(word, asked, sentence, lines, custody)
 
 
-def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[Step, ...]:
+def _seen_touches(seen: Evidence) -> list[Event]:
+    """The accesses to the flag that the kernel asked, whether or not the image names it."""
+    return [
+        Event(
+            touch.tick, touch.cpu, "flag-write" if touch.write else "flag-read",
+            hex(seen.kernel_addr + touch.at), touch.size, hex(touch.value), hex(touch.nip),
+            touch.symbol, "",
+        )
+        for touch in (*seen.flag_writes, *seen.flag_reads)
+        if touch.stage in ("purgatory", *KERNEL_STAGES)
+    ]  # fmt: skip
+
+
+def _touches(
+    reader: TraceReader, found: Iterable[Event], row: Lanes, kernel_addr: int | None
+) -> tuple[Step, ...]:
     """Return the writes of the kernel's flag, and its reads by the kernel, in order.
 
     Of a flood the first and the last ones, numbered as if there were no others.
     """
-    found = {*_first_and_last(reader, "flag-write"), *_first_and_last(reader, "flag-read")}
     steps: list[Step] = []
     value = flag_at_start(reader.spec, reader.placement)
     for event in sorted(found, key=lambda event: event.tick):
@@ -304,8 +328,7 @@ def _end_text(reader: TraceReader) -> str:
         text = f"The recording was {reader.status}" + (
             f": {reader.meta('why')}" if reader.meta("why") else ""
         )
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith(".") else f"{text}."
+    return as_sentence(text)
 
 
 def _lines(

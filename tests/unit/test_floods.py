@@ -13,6 +13,7 @@ from app import create_app
 from app.index import Index, trace_path
 from emulator.check import NA, check_trace
 from emulator.evidence import MAX_EVENTS
+from emulator.records import MAX_FACT_ROWS
 from emulator.trace import ImageFile, TraceReader, TraceWriter
 from emulator.verdict import MAX_TOUCHES, SHOWN_TOUCHES, verdict
 from tests import fabricated
@@ -42,7 +43,10 @@ def _facts() -> dict[str, Any]:
         {"tick": 1_508_330_044, "cpu": 0, "place": "kernel", **row, "text": "valid"},
     ]
     entries += [{"tick": 1_400_000_000 + n, "cpu": 1, "place": "low", **row} for n in range(126)]
-    return {"t": "facts", "entry": entries, "access": [], "changed": [], "stray": []}
+    access = {"cpu": 0, "write": True, "at": 0x5C, "size": 4, "value": _hex(1), "old": "0x00000001"}
+    access |= {"nip": _hex(0x1EFF08F0), "stage": "purgatory", "symbol": "master+0xf0/0x110"}
+    accesses = [{"tick": 2000 + n, "le": True, **access} for n in range(MAX_FACT_ROWS["access"])]
+    return {"t": "facts", "entry": entries, "access": accesses, "changed": [], "stray": []}
 
 
 def flooded(path: Path, kind: str, count: int) -> None:
