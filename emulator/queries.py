@@ -43,6 +43,8 @@ def run_slice(run: Run, cpu: int, until_tick: int) -> None:
     while run.machine.tick < until_tick:
         begin = run.machine.tick
         stop = run.advance(cpu, until_tick, exact=True)
+        if run.machine.tick == until_tick:
+            return  # a fault right there is the end of the record
         if stop.why == "fault" or (run.machine.tick == begin and stop.why == "limit"):
             nip, symbol, _ = run.where(cpu)
             raise DivergenceError(
