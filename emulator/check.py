@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emulator.evidence import MAX_EVENTS, Evidence
-from emulator.rules import FAILED, NA, PASSED, RULES, Finding, Rule, flag_text
+from emulator.findings import FAILED, NA, PASSED, Finding, flag_text
+from emulator.rules import RULES, Rule
 from emulator.trace import TraceReader
 
 NEEDS_ALL_OF: Final = {

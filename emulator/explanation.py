@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from emulator.evidence import EA_MASK, Evidence, Touch, number
+from emulator.findings import flag_text
 from emulator.handoff import LOW_COPY_BYTES
-from emulator.rules import flag_text
 
 Step = Mapping[str, Any]
 Ask = Callable[[dict[str, Any]], dict[str, Any]]

@@ -13,6 +13,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from emulator.evidence import EA_MASK, Entry, Evidence, Touch
+from emulator.findings import (
+    FAILED,
+    NA,
+    PASSED,
+    Finding,
+    as_sentence,
+    count_of,
+    flag_text,
+    who_of,
+)
 from emulator.handoff import (
     CRASH_SIGNATURE,
     FLAG_OFFSET,
@@ -25,7 +35,6 @@ from emulator.handoff import (
 from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_SF
 from emulator.trace import Event
 
-PASSED, FAILED, NA = "passed", "failed", "n-a"
 HASH_TICKS: Final = 4
 """Instructions a byte that SHA-256 takes at least: 12 and more in C, about 4 with vshasigmaw. A
 purgatory that does not hash takes some 400,000 in all, one that does 8 to 40 a byte (measured)."""
@@ -39,16 +48,6 @@ _IN_HEAD: Final = ("purgatory", "digest")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What a rule found; tick and cpu are those of the moment that shows it, if one does."""
-
-    status: str
-    text: str
-    tick: int | None = None
-    cpu: int | None = None
-
-
-@dataclass(frozen=True)
 class Rule:
     """One rule of the hand-off."""
 
@@ -56,19 +55,6 @@ class Rule:
     statement: str
     source: str
     judge: Callable[[Evidence], Finding]
-
-
-def flag_text(value: int | None) -> str:
-    """A flag's value as people write it."""
-    if value is None:
-        return "nothing"
-    if value == RUN_AT_ZERO_MAGIC:
-        return '"run0"'
-    return str(value) if value < 10 else f"0x{value:x}"
-
-
-def _where(touch: Touch) -> str:
-    return touch.symbol or f"nip 0x{touch.nip:x}"
 
 
 # --- entries ------------------------------------------------------------------------------------
@@ -151,7 +137,7 @@ def _secondary_entry(seen: Evidence) -> Finding:
             return Finding(FAILED, text, entry.tick, entry.cpu)
     last = seen.arrivals[-1]
     count = len({entry.cpu for entry in seen.arrivals})
-    text = f"{_count(count, 'secondary')} at 0x60, r3 = its physical id."
+    text = f"{count_of(count, 'secondary')} at 0x60, r3 = its physical id."
     return Finding(PASSED, text, last.tick, last.cpu)
 
 
@@ -212,7 +198,7 @@ def _low_code(seen: Evidence) -> Finding:
     if seen.changed:
         row = seen.changed[0]
         writer = _last_low_write(seen, row["at"], row["tick"])
-        who = f" {_where(writer)} on CPU {writer.cpu} wrote it." if writer is not None else ""
+        who = f" {who_of(writer)} on CPU {writer.cpu} wrote it." if writer is not None else ""
         text = (
             f'CPU {row["cpu"]} executes "{row["text"]}" at 0x{row["at"]:x}, where'
             f' "{row["was_text"]}" stood when it came.{who}'
@@ -242,7 +228,7 @@ def _iseries(seen: Evidence) -> Finding:
     for touch in (*seen.low_writes, *seen.head_writes):
         if touch.covers(ISERIES_OFFSET, ISERIES_BYTES) and touch.changes and touch.tick > since:
             text = (
-                f"{_where(touch)} writes 0x{touch.value:x} at 0x{touch.at:x}, over the pointer"
+                f"{who_of(touch)} writes 0x{touch.value:x} at 0x{touch.at:x}, over the pointer"
                 f" 0x{pointer:x} that the hypervisor reads."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
@@ -361,7 +347,7 @@ def _flag_written(seen: Evidence) -> Finding:
     for touch in seen.flag_writes:
         if (touch.at, touch.size) != (flag.at, flag.size):
             text = (
-                f"{_where(touch)} writes {touch.size} bytes at kernel+0x{touch.at:x}; {flag.name}"
+                f"{who_of(touch)} writes {touch.size} bytes at kernel+0x{touch.at:x}; {flag.name}"
                 f" is {flag.size} bytes at 0x{flag.at:x}."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
@@ -371,7 +357,7 @@ def _flag_written(seen: Evidence) -> Finding:
     late = [t for t in exact if t.tick > reads[0].tick]
     if late:
         text = (
-            f"{_where(late[0])} on CPU {late[0].cpu} writes {flag_text(late[0].value)} at tick"
+            f"{who_of(late[0])} on CPU {late[0].cpu} writes {flag_text(late[0].value)} at tick"
             f" {late[0].tick}; the kernel had read it at tick {reads[0].tick}."
         )
         return Finding(FAILED, text, late[0].tick, late[0].cpu)
@@ -382,7 +368,7 @@ def _flag_written(seen: Evidence) -> Finding:
         return Finding(NA, f"Nobody wrote it, and nobody had to: it reads {is_now}.")
     near = [t for t in seen.head_writes if t.changes]
     beside = (
-        f" {_where(near[0])} writes {flag_text(near[0].value)} at kernel+0x{near[0].at:x} instead."
+        f" {who_of(near[0])} writes {flag_text(near[0].value)} at kernel+0x{near[0].at:x} instead."
         if near
         else ""
     )
@@ -399,13 +385,13 @@ def _flag_width(seen: Evidence, touch: Touch) -> Finding:
     after = seen.kernel_low[SECONDARY_ENTRY : SECONDARY_ENTRY + 4]
     if touch.at == FLAG_OFFSET and touch.value and touch.raw == after:
         text = (
-            f"{_where(touch)} stores 0x{touch.value:x} at 0x5c, the word that stands at 0x60 of the"
+            f"{who_of(touch)} stores 0x{touch.value:x} at 0x5c, the word that stands at 0x60 of the"
             " image: a flag of 4 bytes was loaded as 8 (`ld`, then `stw`), on big endian its"
             " neighbour."
         )
         return Finding(FAILED, text, touch.tick, touch.cpu)
     text = (
-        f"{_where(touch)} writes {flag_text(touch.value)} at kernel+0x{touch.at:x}, {touch.size}"
+        f"{who_of(touch)} writes {flag_text(touch.value)} at kernel+0x{touch.at:x}, {touch.size}"
         " bytes, before the kernel reads it."
     )
     return Finding(PASSED, text, touch.tick, touch.cpu)
@@ -419,7 +405,7 @@ def _flag_value(seen: Evidence) -> Finding:
         if (touch.value == RUN_AT_LOAD) != (seen.meant == "stay"):
             means = "stay" if touch.value == RUN_AT_LOAD else "move"
             text = (
-                f"{_where(touch)} reads {flag_text(touch.value)}, which means {means}; {seen.meant}"
+                f"{who_of(touch)} reads {flag_text(touch.value)}, which means {means}; {seen.meant}"
                 " was meant."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
@@ -492,14 +478,14 @@ def _bounds(seen: Evidence) -> Finding:
         )  # fmt: skip
         if touch.changes and not own:
             text = (
-                f"{_where(touch)} writes {touch.size} bytes at kernel+0x{touch.at:x}, value"
+                f"{who_of(touch)} writes {touch.size} bytes at kernel+0x{touch.at:x}, value"
                 f" 0x{touch.value:x}, where 0x{touch.old.hex()} stood."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
     for touch in seen.low_writes:
         if touch.stage in _IN_HEAD and touch.changes and touch.at + touch.size > 4:
             text = (
-                f"{_where(touch)} writes {touch.size} bytes at 0x{touch.at:x}, value"
+                f"{who_of(touch)} writes {touch.size} bytes at 0x{touch.at:x}, value"
                 f" 0x{touch.value:x}, where 0x{touch.old.hex()} stood."
             )
             return Finding(FAILED, text, touch.tick, touch.cpu)
@@ -547,8 +533,8 @@ def _secondaries(seen: Evidence) -> Finding:
             text = f"CPU {cpu} is neither released nor in the hold loop: it is in {stage}."
             return Finding(FAILED, text, last.tick if last is not None else None, cpu)
     if released or waiting:
-        parts = [f"{_count(len(released), 'secondary')} released"] if released else []
-        held = [f"{_count(len(waiting), 'secondary')} in the hold loop at the end"]
+        parts = [f"{count_of(len(released), 'secondary')} released"] if released else []
+        held = [f"{count_of(len(waiting), 'secondary')} in the hold loop at the end"]
         text = as_sentence(", ".join(parts + (held if waiting else [])))
         return Finding(PASSED, text, last_tick, released[-1] if released else None)
     return Finding(NA, "The run ended before they came.")
@@ -562,17 +548,6 @@ def _lost_in_hold(seen: Evidence, cpu: int) -> Event | None:
         if event.cpu == cpu and not late and seen.stage_at(cpu, event.tick) == "hold":
             return event
     return None
-
-
-def _count(count: int, name: str) -> str:
-    return f"{count} {name}" if count == 1 else f"{count} {name[:-1]}ies"
-
-
-def as_sentence(text: str) -> str:
-    """With a capital, unless it begins with a symbol, and with a full stop."""
-    if text.split(" ")[0].rstrip(":,").isalpha():
-        text = text[:1].upper() + text[1:]
-    return text if text.endswith(".") else f"{text}."
 
 
 RULES: Final = (

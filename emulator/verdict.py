@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from emulator.evidence import Evidence, ended_as_asked
+from emulator.findings import as_sentence
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.records import MAX_FACT_ROWS
-from emulator.rules import as_sentence
 from emulator.trace import Event, TraceReader
 
 FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}

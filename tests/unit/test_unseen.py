@@ -16,8 +16,8 @@ import pytest
 from emulator import samples
 from emulator.check import Report, check
 from emulator.evidence import Evidence
+from emulator.findings import as_sentence
 from emulator.recorder import Recorder, RunSpec, prepare
-from emulator.rules import as_sentence
 from emulator.samples import get_sample
 from emulator.storms import (
     NESTED_COUNT,
