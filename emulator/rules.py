@@ -266,7 +266,8 @@ def _flag_abi(seen: Evidence) -> Finding:
         if seen.meant == "stay" and seen.outcome == "relocated":
             by = f"; purgatory wrote kernel+0x{wrote[0].at:x}, which nobody reads" if wrote else ""
             text = (
-                f"The kernel asks no flag (2.6.27 and older, or built without RELOCATABLE){by}:"
+                f"The kernel asks no flag (2.6.27 and older, or built without RELOCATABLE or"
+                f" CRASH_DUMP){by}:"
                 f" nothing can tell it to stay, and {result} to {flag_text(seen.at)}."
             )
             last = wrote[-1] if wrote else None
