@@ -24,7 +24,9 @@ from typing import Any
 
 import click
 
+from app.command import record_lines
 from app.exploring import Explored, explore_trace, record_races
+from app.panels import in_order
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
@@ -324,7 +326,7 @@ def events(trace: Path, kind: str | None, as_json: bool) -> None:
         if as_json:
             _print_json([event._asdict() for event in found])
         else:
-            _print(event_lines(found))
+            _print(event_lines(in_order(found, reader.end)))
 
 
 @main.command()
@@ -360,11 +362,19 @@ def show_verdict(trace: Path, as_json: bool) -> None:
             "lines": list(told.lines),
             "digest": reader.digest,
             "end": reader.end,
+            "command": list(_again(reader)),
         }
     if as_json:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+        _print(["", *document["command"]] if document["command"] else [])
+
+
+def _again(reader: TraceReader) -> tuple[str, ...]:
+    """Return the command that records the same run, for a shell."""
+    files = {info.role: info.name for info in reader.image_infos().values()}
+    return record_lines(reader.spec, files)
 
 
 @main.command("check")

@@ -122,6 +122,14 @@ class Moment:
     steps_problem: str = ""
 
     @property
+    def same_code(self) -> dict[int, int]:
+        """CPUs whose listing is that of an earlier one -> which."""
+        first: dict[tuple[RanLine, ...], int] = {}
+        return {
+            cpu: first[lines] for cpu, lines in self.code if first.setdefault(lines, cpu) != cpu
+        }
+
+    @property
     def announcement(self) -> str:
         """What a screen reader says when the cursor has moved."""
         words = f"tick {self.tick:,}"

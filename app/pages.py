@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from app import panels
 from app.canvas import Drawing
+from app.command import option_words, quote, record_lines
 from app.drawing import mini, timeline
 from app.index import Run
 from app.story import Story, scene
@@ -79,6 +80,8 @@ class RunPage:
     view: View = View()  # noqa: RUF009 -- frozen
     moment: Moment | None = None
     flooded: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """`bootflow record` with the options of this run, in lines for a shell."""
 
     @property
     def live(self) -> bool:
@@ -205,7 +208,7 @@ def head(run: Run) -> Head:
     spec = run.spec
     facts = [str(file["name"]) for role, file in run.files.items() if role == "kernel"]
     facts += [f"{role}: {file['name']}" for role, file in run.files.items() if role != "kernel"]
-    facts += [options(spec), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
+    facts += [" ".join(map(quote, option_words(spec))), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
     return Head(
@@ -222,16 +225,11 @@ def head(run: Run) -> Head:
     )
 
 
-def options(spec: dict[str, Any]) -> str:
-    """Return what was asked in the words of kexec's command line."""
-    words = ["--load-panic" if spec.get("mode") == "load-panic" else "--load"]
-    if spec.get("append"):
-        words.append(f'--append="{spec["append"]}"')
-    if spec.get("checks") is False:
-        words.append("--no-checks")
-    if spec.get("debug"):
-        words.append("--debug")
-    return " ".join(words)
+def _command(reader: TraceReader) -> tuple[str, ...]:
+    """Return the command line that makes this run again."""
+    return record_lines(
+        reader.spec, {info.role: info.name for info in reader.image_infos().values()}
+    )
 
 
 def size_text(size_bytes: int) -> str:
@@ -273,6 +271,7 @@ def run_page(
         reader.digest or "",
         view,
         flooded=told.flooded,
+        command=_command(reader),
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from emulator.handoff import FLAGS, SECONDARY_ENTRY
@@ -142,6 +143,27 @@ def msr_mode(msr: int) -> str:
     fetch, data = bool(msr & MSR_IR), bool(msr & MSR_DR)
     words = {(0, 0): "off", (1, 1): "on", (1, 0): "for code only", (0, 1): "for data only"}
     return f"{order}, MMU {words[fetch, data]}" + (", user" if msr & MSR_PR else "")
+
+
+def in_order(events: Iterable[Event], end: Mapping[str, Any] | None) -> Iterator[Event]:
+    """Yield events by tick; what one tick brings in the order of cause and effect.
+
+    A store comes before what it leads to, and a CPU leaves the hold loop before it joins. That the
+    hand-off is complete is of no CPU: the boot CPU and every secondary have come so far.
+
+    Args:
+        events: in the order of their ticks.
+        end: how the run ended, as the trace has it.
+    """
+    whole = end is not None and end.get("reason") == "complete"
+    for _, group in groupby(events, key=lambda event: event.tick):
+        for event in sorted(group, key=lambda event: _CAUSES.get(event.kind, 0)):
+            of_all = whole and event.kind == "end"
+            yield event._replace(cpu=None, nip=None, symbol="") if of_all else event
+
+
+_CAUSES = {"cpu-released": 1, "stage": 2, "end": 3}
+"""Kinds of events that come of others at the same tick -> their place behind them."""
 
 
 def event_rows(events: Iterable[Event], lanes: Lanes, kernel_addr: int | None) -> list[EventRow]:

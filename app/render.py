@@ -120,21 +120,26 @@ def render(page: Any, form: str = "html", *, fragment: str = "", **more: Any) ->
 
 
 def fit(text: str) -> str:
-    """Break lines of more than 75 columns; what is printed stays ASCII."""
+    """Break lines of more than 75 columns; what is printed stays ASCII.
+
+    A word that is longer, which is an address, stands alone at the very left.
+    """
     lines = []
-    for line in text.rstrip().splitlines():
+    for line in _BLANK.sub("\n\n", text.rstrip()).splitlines():
         line = line.rstrip().encode("ascii", "replace").decode()
         if len(line) <= TEXT_COLUMNS:
             lines.append(line)
             continue
         margin = " " * _margin(line)
-        lines += textwrap.wrap(
+        parts = textwrap.wrap(
             line, TEXT_COLUMNS, subsequent_indent=margin, drop_whitespace=True,
             break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
+        lines += [part if len(part) <= TEXT_COLUMNS else part.strip() for part in parts]
     return "\n".join(lines) + "\n"
 
 
+_BLANK = re.compile(r"\n{3,}")
 _EVENT_ROW = re.compile(r"[> ] *\d+ +\S+ \S? ")
 _CPU_ROW = re.compile(r" ?\d+[ *] \S .{22} ")
 

@@ -57,7 +57,7 @@ def story(reader: TraceReader) -> Story:
     low = list(reader.events("low-write", limit=MAX_LOW_WRITES))
     return Story(
         row,
-        tuple(panels.event_rows(events, row, kernel_addr)),
+        tuple(panels.event_rows(panels.in_order(events, reader.end), row, kernel_addr)),
         tuple(low),
         tuple(panels.console_lines(*reader.console_tail(panels.MAX_CONSOLE_BYTES))),
         verdict(reader),

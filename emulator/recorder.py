@@ -24,14 +24,13 @@ from emulator.handoff import (
 from emulator.images import KernelImage, read_device_tree, read_kernel, read_purgatory
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
+from emulator.options import DEFAULT_LIMIT_TICKS, DEFAULT_QUANTUM
 from emulator.placement import Addresses, LoadOptions, Placement, place
 from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
 from emulator.schedule import Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
 
-DEFAULT_QUANTUM: Final = 1000
-DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
 MAX_LIMIT_TICKS: Final = 1 << 40
 CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
