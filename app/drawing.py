@@ -34,6 +34,8 @@ class Mark:
     write: bool = False
     value: str = ""
     is_set: bool = False
+    says: str = ""
+    """What stands beside the mark, where there is room."""
     end_tick: int = 0
     offset: int = 0
     end_offset: int = 0
@@ -404,7 +406,12 @@ def _flag_lane(
     if not canvas.narrow:
         canvas.name(y + 16, scene.flag_name, "e m s")
     _flag_band(canvas, scene, ax, lo, hi, y, 12)
-    for mark, x, count in thin(scene.flag, ax, lo, hi)[:60]:
+    marks = thin(scene.flag, ax, lo, hi)[:60]
+    for index, (mark, x, count) in enumerate(marks):
+        if mark.says and not canvas.narrow:
+            room = (marks[index + 1][1] - 16 if index + 1 < len(marks) else canvas.x1) - x - 14
+            if len(mark.says) * CHAR_PX < room:
+                canvas.text(x + 11, y + 9.5, "of" if mark.is_set else "f ha", mark.says)
         shift = -9 if mark.write else 0
         words = f"tick {mark.tick:,}: {mark.text}" + (f" and {count - 1} more" if count > 1 else "")
         x = min(max(x + shift, canvas.x0 + 7), canvas.x1 - 7)

@@ -325,9 +325,18 @@ def _moment(
     fields = panels.low_fields(reader.placement.get("low_fields") or [])
     big = bool(reader.placement.get("kernel_big_endian"))
     active = _active(reader, told, tick, step, view)
+    code = _code(state, rows, tick)
     return Moment(
         tick,
-        panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
+        panels.cpu_rows(
+            cpus,
+            told.lanes,
+            released,
+            told.boot_cpu,
+            tick,
+            panels.polled_word(fields, low, big_endian=big),
+            _coming(code),
+        ),
         tuple(
             panels.register_block(
                 cpu,
@@ -336,7 +345,7 @@ def _moment(
             )
             for cpu in cpus
         ),
-        _code(state, rows, tick),
+        code,
         panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
@@ -349,6 +358,16 @@ def _moment(
         state,
         {},
     )
+
+
+def _coming(code: Sequence[tuple[int, Sequence[RanLine]]]) -> dict[int, str]:
+    """Return the next instruction of each CPU."""
+    return {
+        cpu: " ".join(line.text.split())
+        for cpu, lines in code
+        for line in lines
+        if line.mark == "=>"
+    }
 
 
 def _active(reader: TraceReader, told: Story, tick: int, step: Step | None, view: View) -> int:

@@ -7,7 +7,7 @@ Everything that a page says is here, once, for HTML, text, JSON and SVG alike; h
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app import panels
 from app.canvas import Drawing
@@ -208,7 +208,10 @@ def head(run: Run) -> Head:
     spec = run.spec
     facts = [str(file["name"]) for role, file in run.files.items() if role == "kernel"]
     facts += [f"{role}: {file['name']}" for role, file in run.files.items() if role != "kernel"]
-    facts += [" ".join(map(quote, option_words(spec))), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
+    facts += [
+        " ".join(map(quote, option_words(spec))),
+        f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}",
+    ]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
     return Head(

@@ -151,6 +151,8 @@ def _margin(line: str) -> int:
         if match:
             return match.end()
     indent = len(line) - len(line.lstrip())
+    if indent > 20:
+        return indent
     return min(indent + 2 if indent or ":" not in line[:14] else 10, 24)
 
 

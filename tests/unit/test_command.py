@@ -25,7 +25,7 @@ SPECS: list[tuple[dict[str, Any], dict[str, str]]] = [
     ({"mode": "load-panic", "cpus": 4, "debug": True, "mem_bytes": 256 << 20}, FILES),
     (
         {
-            "mode": "load-panic", "append": "console=hvc0 quiet 'a' \"b\" $x `y` \\ ! # ;", "cpus": 3,
+            "mode": "load-panic", "append": "a 'b' \"c\" $x `y` \\ ! # ;", "cpus": 3,
             "boot_cpu": 2, "mem_bytes": (1 << 30) + 65536, "base_addr": 0x4000000, "checks": False,
             "signature": True, "quantum": 7, "seed": 5, "until": "start_kernel",
             "limit_ticks": 123456, "corrupt": 0x2000040,
@@ -97,6 +97,7 @@ def test_a_run_at_given_addresses_has_no_command() -> None:
 
 def test_options_are_those_that_differ() -> None:
     assert option_words({"mode": "load", "seed": 0, "quantum": 1000}) == ("--load",)
-    assert option_words({"mode": "load-panic", "base_addr": 0x4000000, "seed": 9, "boot_cpu": 1}) == (
+    spec = {"mode": "load-panic", "base_addr": 0x4000000, "seed": 9, "boot_cpu": 1}
+    assert option_words(spec) == (
         "--load-panic", "--base=0x4000000", "--boot-cpu=1", "--seed=9",
     )  # fmt: skip
