@@ -6,6 +6,7 @@ Where a tick lies is `axis.py`'s. The number of shapes is bounded, whatever the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -13,7 +14,7 @@ from itertools import pairwise
 
 from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
 from app.canvas import CHAR_PX, Canvas, Drawing
-from app.lens import Cell, FlagValue, lens
+from app.lens import Cell, FlagValue, Waiting, lens
 
 MAX_SHAPES = 2000
 MINI_WEIGHT = 7.0
@@ -143,7 +144,10 @@ def timeline(
         if cells:
             values = [FlagValue(0, scene.flag_start, False)] if scene.flag_start else []
             values += [FlagValue(m.tick, m.value, m.is_set) for m in scene.flag if m.write]
-            y = lens(canvas, cells, cursor, ax.x(cursor), y, values, scene.href, keep)
+            y = lens(
+                canvas, cells, cursor, ax.x(cursor), y, values, scene.href, keep,
+                _waiting(scene, cursor),
+            )  # fmt: skip
     what = "a part of the run" if window else "the run"
     title = f"timeline of {what}" + (f", cursor at tick {cursor:,}" if cursor is not None else "")
     return Drawing(
@@ -156,6 +160,16 @@ def timeline(
         _corners(ax, hi),
         () if (lo, hi) == (0, end) else _corners(whole, end),
     )
+
+
+def _waiting(scene: Scene, cursor: int) -> list[Waiting]:
+    """Return in which stage each CPU is at the cursor, CPUs of one stage together."""
+    stages: dict[tuple[str, str], list[int]] = {}
+    for cpu, spans in scene.lanes:
+        at = bisect_right(spans, cursor, key=lambda span: span.lo) - 1
+        if at >= 0:
+            stages.setdefault((spans[at].letter, spans[at].name), []).append(cpu)
+    return [Waiting(tuple(cpus), *stage) for stage, cpus in stages.items()][:8]
 
 
 def _corners(ax: Axis, hi: int) -> tuple[tuple[float, int], ...]:

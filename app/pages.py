@@ -6,6 +6,7 @@ Everything that a page says is here, once, for HTML, text, JSON and SVG alike; h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,8 @@ class GalleryRow:
     mini: Drawing | None
     flag: str = ""
     """The flag that it is about: __run_at_load, __kdump_flag, or none."""
+    beside: str = ""
+    """Id of the run that it is to be read beside."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,22 @@ class Group:
     note: str
     rows: tuple[GalleryRow, ...]
     message_id: str = ""
+
+    @property
+    def blocks(self) -> tuple[tuple[tuple[GalleryRow, ...], tuple[str, str] | None], ...]:
+        """The rows as they stand: (rows, ids to compare); two that belong together are one."""
+        if self.pair is not None:
+            return ((self.rows, self.pair),)
+        blocks: list[tuple[tuple[GalleryRow, ...], tuple[str, str] | None]] = []
+        for row in self.rows:
+            last = blocks[-1][0][-1] if blocks and blocks[-1][1] is None else None
+            ids = (last.head.id, row.head.id) if last is not None else ("", "")
+            both = last is not None and last.mini is not None and row.mini is not None
+            if last is not None and both and (last.beside == ids[1] or row.beside == ids[0]):
+                blocks[-1] = ((last, row), ids)
+            else:
+                blocks.append(((row,), None))
+        return tuple(blocks)
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -182,14 +201,25 @@ class GalleryPage:
         return tuple(row for group in self.groups for row in group.rows)
 
 
+SAMPLES_NOTE = "samples of our own"
 OUTCOMES = ("stays", "moves", "stops", "spins", "not-as-asked")
 FLAG_NAMES = ("__run_at_load", "__kdump_flag", "none")
 
 
 def gallery_groups(
-    own: list[GalleryRow], featured: list[GalleryRow], listed: list[GalleryRow]
+    own: list[GalleryRow],
+    featured: list[GalleryRow],
+    listed: list[GalleryRow],
+    topics: Iterable[tuple[str, tuple[str, ...]]] = (),
 ) -> tuple[Group, ...]:
-    """Put the rows into groups: the reader's own, threads, featured, recent; none twice."""
+    """Put the rows into groups: the reader's own, threads, recent, featured; none twice.
+
+    Args:
+        own: runs of this reader.
+        featured: samples; those of no topic come last.
+        listed: runs that others published, newest first.
+        topics: headings of the featured, each with run ids in their order.
+    """
     threads: dict[str, list[GalleryRow]] = {}
     for row in listed:
         if row.head.message_id:
@@ -198,8 +228,12 @@ def gallery_groups(
     for key, rows in threads.items():
         groups.append(Group(f"Thread {key}", "", tuple(rows), key))
     rest = [row for row in listed if not row.head.message_id]
-    groups.append(Group("Featured", "sample pairs of our own", tuple(featured)))
     groups.append(Group("Recent", "published by their owners, newest first", tuple(rest)))
+    left = {row.head.id: row for row in featured}
+    for title, ids in topics:
+        found = tuple(left.pop(run_id) for run_id in ids if run_id in left)
+        groups.append(Group(title, SAMPLES_NOTE, found))
+    groups.append(Group("Featured", SAMPLES_NOTE, tuple(left.values())))
     return tuple(group for group in groups if group.rows)
 
 

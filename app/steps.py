@@ -145,7 +145,7 @@ class RanLine:
         line = f"{start}{self.text}"
         if not self.comment:
             return (line,)
-        beside = f"{start}{self.text:<18} # {self.comment}"
+        beside = f"{start}{self.text:<19} # {self.comment}"
         if len(beside) <= TEXT_COLUMNS:
             return (beside,)
         return (line, f"{'':{len(start)}}# {self.comment}")
