@@ -285,6 +285,82 @@ def test_zoom_and_pan_by_wheel_drag_and_keys(site: Site, new_page: Callable[...,
     assert "from=" not in page.url
 
 
+def _touch(page: Page) -> Callable[[str, list[tuple[float, float]]], None]:
+    """Return what puts fingers on the screen, moves them and lifts them, as Chromium itself does."""
+    session = page.context.new_cdp_session(page)
+
+    def send(kind: str, points: list[tuple[float, float]]) -> None:
+        fingers = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    return send
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_two_fingers_zoom_and_one_pans(
+    site: Site, new_page: Callable[..., Page], width: int
+) -> None:
+    page = new_page(viewport={"width": width, "height": 844}, has_touch=True, is_mobile=width < 500)
+    flag = site.tick("written by")
+    page.goto(f"{site.url}/t/{site.stays}/{flag}/")
+    drawing = page.locator(f"svg.{'narrow' if width < 500 else 'wide'}[data-axis]")
+    drawing.scroll_into_view_if_needed()
+    cursor = drawing.locator(".cur").first.bounding_box()
+    box = drawing.bounding_box()
+    assert cursor is not None
+    assert box is not None
+    x, y = cursor["x"], box["y"] + 40
+    touch, whole = _touch(page), _axis(page)
+
+    touch("touchStart", [(x - 20, y), (x + 20, y)])
+    for spread in range(20, 65, 5):
+        touch("touchMove", [(x - spread, y), (x + spread, y)])
+        page.wait_for_timeout(40)
+    _zoomed(page, whole)  # while the fingers are still down
+    touch("touchEnd", [])
+    page.wait_for_timeout(600)
+    zoomed = _axis(page)
+    assert zoomed[1] - zoomed[0] < whole[1] - whole[0]
+    assert zoomed[0] <= flag <= zoomed[1]  # what was between the fingers stayed there
+    assert f"from={zoomed[0]}&to={zoomed[1]}" in page.url
+    assert page.evaluate("visualViewport.scale") == 1  # the drawing zooms, not the page
+
+    touch("touchStart", [(x, y)])
+    for far in range(0, 100, 10):
+        touch("touchMove", [(x + far, y)])
+        page.wait_for_timeout(40)
+    touch("touchEnd", [])
+    panned = _zoomed(page, zoomed)
+    page.wait_for_timeout(600)
+    panned = _axis(page)
+    assert panned[0] < zoomed[0]
+    assert page.url.split("?")[0].endswith(f"/{flag}/")  # a drag is no click
+
+    touch("touchStart", [(x - 60, y), (x + 60, y)])
+    for spread in range(60, 15, -5):
+        touch("touchMove", [(x - spread, y), (x + spread, y)])
+        page.wait_for_timeout(40)
+    touch("touchEnd", [])
+    page.wait_for_timeout(600)
+    wider = _axis(page)
+    assert wider[1] - wider[0] > panned[1] - panned[0]
+    _keep(page, site, f"pinch-{width}")
+
+    before = page.evaluate("scrollY")
+    touch("touchStart", [(x, y)])
+    for far in range(0, 200, 20):
+        touch("touchMove", [(x, y - far)])
+        page.wait_for_timeout(20)
+    touch("touchEnd", [])
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") > before  # up and down still scroll the page
+    assert _axis(page) == wider
+    page.goto(f"{site.url}/t/{site.stays}/{flag}/")
+    drawing.scroll_into_view_if_needed()
+    drawing.locator(".seg.sR").first.tap()
+    expect(page).not_to_have_url(re.compile(rf"/{flag}/"))  # a tap is a click
+
+
 def test_zoom_without_scripts(site: Site, new_page: Callable[..., Page]) -> None:
     page = new_page(java_script_enabled=False)
     flag = site.tick("written by")

@@ -1,4 +1,4 @@
-"""How the rows of the gallery stand together: threads, topics, and pairs that ask to be compared."""
+"""How the gallery's rows stand together: threads, topics, pairs that ask to be compared."""
 
 from __future__ import annotations
 
