@@ -286,7 +286,7 @@ def test_zoom_and_pan_by_wheel_drag_and_keys(site: Site, new_page: Callable[...,
 
 
 def _touch(page: Page) -> Callable[[str, list[tuple[float, float]]], None]:
-    """Return what puts fingers on the screen, moves them and lifts them, as Chromium itself does."""
+    """Return what puts fingers on the screen, moves them and lifts them, as Chromium does."""
     session = page.context.new_cdp_session(page)
 
     def send(kind: str, points: list[tuple[float, float]]) -> None:
