@@ -19,6 +19,7 @@ from app.lens import Cell, FlagValue, Waiting, lens
 MAX_SHAPES = 2000
 MINI_WEIGHT = 7.0
 MARK_PX = 4.0
+MAP_HEIGHT = 24.0
 
 
 @dataclass(frozen=True)
@@ -239,10 +240,8 @@ def mini(scene: Scene, width: int = 330) -> Drawing:
 
 
 def _scale_bar(canvas: Canvas, boot: Sequence[Span], scene: Scene) -> float:
-    """Draw the run in true scale, which says what the folds hide."""
-    if canvas.narrow:
-        return 2.0
-    canvas.name(10, "true scale", "e m")
+    """Draw the run in true scale, which says what the folds hide; as high as the minimap."""
+    canvas.name(10, "all" if canvas.narrow else "true scale", "e m")
     total, wide = max(scene.last_tick, 1), canvas.x1 - canvas.x0
     bars: list[Span] = []
     for span in boot:
@@ -259,10 +258,11 @@ def _scale_bar(canvas: Canvas, boot: Sequence[Span], scene: Scene) -> float:
         most = max(bars, key=lambda s: s.ticks)
         middle = canvas.x0 + (most.lo + most.hi) / 2 / total * wide
         words = f"{most.letter} {most.name}: {most.ticks / total:.1%} of {total:,} ticks"
+        words = f"{most.letter} {most.ticks / total:.1%}" if canvas.narrow else words
         half = len(words) * 6.1 / 2
         middle = min(max(middle, canvas.x0 + half), canvas.x1 - half)
         canvas.text(middle, 10.3, "c s", words)
-    return 18.0
+    return MAP_HEIGHT
 
 
 def _minimap(canvas: Canvas, whole: Axis, ax: Axis, lo: int, hi: int, cursor: int | None) -> float:
@@ -280,7 +280,7 @@ def _minimap(canvas: Canvas, whole: Axis, ax: Axis, lo: int, hi: int, cursor: in
         left, right = middle - 2.5, middle + 2.5
     canvas.path(f"M{left:.1f} 15L{ax.edges[0]:.1f} 22H{ax.edges[-1]:.1f}L{right:.1f} 15Z", "fan")
     canvas.rect(left, 0.8, right - left, 14.4, "win", f"ticks {lo:,} - {hi:,} are shown below")
-    return 24.0
+    return MAP_HEIGHT
 
 
 def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:

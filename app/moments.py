@@ -58,6 +58,8 @@ class Zoom:
     query: str
     current: bool
     key: str = ""
+    dead: bool = False
+    """It leads to what is shown: no link, but it keeps its place."""
 
 
 @dataclass(frozen=True)
@@ -455,15 +457,13 @@ def zooms(view: View, tick: int, last: int) -> tuple[Zoom, ...]:
     lo, hi = span or (0, max(last, 1))
     wide, end = hi - lo, max(last, 1)
     middle = tick if lo <= tick <= hi else (lo + hi) // 2
-    if wide > MIN_WINDOW:
-        half = max(wide // 8, MIN_WINDOW // 2)
-        out.append(_aside("in", view, middle - half, middle + half, end))
-    if span is not None:
-        out.append(_aside("out", view, middle - 2 * wide, middle + 2 * wide, end))
-        out.append(_aside("earlier", view, lo - wide // 2, hi - wide // 2, end))
-        out.append(_aside("later", view, lo + wide // 2, hi + wide // 2, end))
-    shown = None if span is None else view.query(width=0, window=span)
-    return tuple(zoom for zoom in out if zoom.current or zoom.query != shown)
+    half = max(wide // 8, MIN_WINDOW // 2)
+    out.append(_aside("in", view, middle - half, middle + half, end))
+    out.append(_aside("out", view, middle - 2 * wide, middle + 2 * wide, end))
+    out.append(_aside("earlier", view, lo - wide // 2, hi - wide // 2, end))
+    out.append(_aside("later", view, lo + wide // 2, hi + wide // 2, end))
+    shown = view.query(width=min(view.width, 0) if span is None else 0, window=span)
+    return tuple(replace(zoom, dead=not zoom.current and zoom.query == shown) for zoom in out)
 
 
 def _aside(name: str, view: View, lo: int, hi: int, end: int) -> Zoom:

@@ -5,6 +5,7 @@
 (function () {
   const SILENT = "bootflow-keys-off";
   const MIN_WINDOW = 16;
+  const MAP_HEIGHT = 18; /* of the map, or true scale, on top of a timeline */
   const find = (selector) => document.querySelector(selector);
 
   /* --- going somewhere ------------------------------------------------------------------------- */
@@ -277,7 +278,20 @@
     if (!v.inside(x)) return;
     event.preventDefault();
     event.stopPropagation();
-    visit(`${svg.dataset.href}${Math.round(v.tickAt(x))}/${location.search}`);
+    let tick = v.tickAt(x);
+    const box = svg.getBoundingClientRect();
+    if ((event.clientY - box.top) * svg.viewBox.baseVal.height / box.height < MAP_HEIGHT) {
+      if (svg.dataset.whole) { lookAt(v, x); return; }
+      tick = v.end * (x - v.left) / (v.right - v.left); /* the bar on top is in true scale */
+    }
+    visit(`${svg.dataset.href}${Math.round(tick)}/${location.search}`);
+  }
+
+  /* A click on the map of the whole run: as much as is shown, but there. */
+  function lookAt(v, x) {
+    const wide = v.x(v.hi) - v.x(v.lo);
+    const lo = Math.min(Math.max(x - wide / 2, v.left), Math.max(v.right - wide, v.left));
+    show(v, v.tick(lo), v.tick(Math.min(lo + wide, v.right)));
   }
 
   /* --- keys ------------------------------------------------------------------------------------ */

@@ -223,11 +223,15 @@ def measure(browser: Browser, site: Site) -> dict[tuple[str, int], Figures]:
                 before = page.evaluate(TOPS)
                 figures = move_figures(traced(page, pressed(page, key)))
                 after = page.evaluate(TOPS)
-                figures["jump"] = max(
-                    abs(after[h] - top) for h, top in before.items() if h in after
-                )
+                figures["jump"] = jump(before, after)
                 found[f"  {name}: {key}", width] = figures
     return found
+
+
+def jump(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Return by how much the heading on the screen moved that moved most."""
+    seen = {name: top for name, top in before.items() if 0 < top < HEIGHT and name in after}
+    return max((abs(after[name] - top) for name, top in seen.items()), default=float("nan"))
 
 
 @contextmanager
