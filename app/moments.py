@@ -320,7 +320,6 @@ def _moment(
 ) -> Moment:
     cpus = state.get("cpus", [])
     step = at_tick(rows, tick)
-    released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
     low = bytes.fromhex(state.get("low_memory", ""))
     writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
@@ -330,15 +329,7 @@ def _moment(
     code = _code(state, rows, tick)
     return Moment(
         tick,
-        panels.cpu_rows(
-            cpus,
-            told.lanes,
-            released,
-            told.boot_cpu,
-            tick,
-            panels.polled_word(fields, low, big_endian=big),
-            _coming(code),
-        ),
+        _where(cpus, told, reader, tick, panels.polled_word(fields, low, big_endian=big), code),
         tuple(
             panels.register_block(
                 cpu,
@@ -360,6 +351,21 @@ def _moment(
         state,
         {},
     )
+
+
+def _where(
+    cpus: list[Json],
+    told: Story,
+    reader: TraceReader,
+    tick: int,
+    polled: str,
+    code: Sequence[tuple[int, Sequence[RanLine]]],
+) -> tuple[panels.CpuRow, ...]:
+    """Say where every CPU is: by its registers, or without them by what the trace knows."""
+    released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
+    if not cpus:
+        return panels.staged_cpu_rows(told.lanes, released, told.boot_cpu, tick)
+    return panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick, polled, _coming(code))
 
 
 def _coming(code: Sequence[tuple[int, Sequence[RanLine]]]) -> dict[int, str]:

@@ -322,6 +322,24 @@ def cpu_rows(
     return tuple(rows)
 
 
+def staged_cpu_rows(
+    lanes: Lanes, released: dict[int, int], boot_cpu: int, tick: int
+) -> tuple[CpuRow, ...]:
+    """Say of every CPU what the trace alone knows: its stage, since when, and what comes next."""
+    rows = []
+    for cpu in sorted(lanes.stays):
+        stay = lanes.at(cpu, tick)
+        identifier = stay.stage if stay else ""
+        doing, doing_tick = _doing(cpu, lanes, released, tick)
+        rows.append(
+            CpuRow(
+                cpu, cpu == boot_cpu, stage_letter(identifier) if stay else "",
+                stage_name(identifier), "-", "", "", stay.lo if stay else None, doing, doing_tick,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
 def _doing(cpu: int, lanes: Lanes, released: dict[int, int], tick: int) -> tuple[str, int | None]:
     row = lanes.stays.get(cpu, ())
     after = next((stay for stay in row if stay.lo > tick), None)
