@@ -137,11 +137,16 @@ class RanLine:
     head: bool = False
 
     @property
+    def margin(self) -> str:
+        """The mark, and a blank behind it if the address would touch it."""
+        return f"{self.mark:<2}" + " " * (len(self.addr) >= 10)
+
+    @property
     def text_lines(self) -> tuple[str, ...]:
         """As text of at most 75 columns; a comment that does not fit stands below."""
         if self.head:
             return (f"{self.addr} <{self.symbol}>: {self.order}",)
-        start = f"{self.mark:<2}{self.addr:>10}:  {self.data}  "
+        start = f"{self.margin}{self.addr:>10}:  {self.data}  "
         line = f"{start}{self.text}"
         if not self.comment:
             return (line,)
