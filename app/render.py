@@ -65,7 +65,11 @@ def send(page: Any, form: str, *, fragment: str = "", **more: Any) -> Response:
             render(page, fragment=name, **more).get_data(as_text=True) for name in ("title", "main")
         ]
         return Response(f"<title>{parts[0]}</title>{parts[1]}", mimetype="text/html")
-    return render(page, form, fragment=fragment, **more)
+    response = render(page, form, fragment=fragment, **more)
+    if fragment == "live":  # the title tells the state of the run, too
+        title = render(page, fragment="title").get_data()
+        response.set_data(b"<title>" + title + b"</title>" + response.get_data())
+    return response
 
 
 def _wants_part() -> bool:
