@@ -370,7 +370,7 @@ def sampled_cpu_rows(
     return tuple(rows)
 
 
-def polled_word(fields: Iterable[_Field], memory: bytes, *, big_endian: bool) -> str:
+def polled_word(fields: Iterable[Field], memory: bytes, *, big_endian: bool) -> str:
     """Return what the hold loop of this kernel waits for, `0x38 = 0`; "" if it is not known."""
     for row in fields:
         if row.name == SPINLOOP and len(memory) >= row.at + row.size:
@@ -378,7 +378,7 @@ def polled_word(fields: Iterable[_Field], memory: bytes, *, big_endian: bool) ->
     return ""
 
 
-def _value(row: _Field, memory: bytes, big_endian: bool) -> str:
+def _value(row: Field, memory: bytes, big_endian: bool) -> str:
     order: Literal["big", "little"] = "big" if big_endian else "little"
     value = int.from_bytes(memory[row.at : row.at + row.size], order)
     return f"0x{value:x}" if value > 9 else str(value)
@@ -429,7 +429,7 @@ def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """A named field of low memory at its place in this kernel."""
 
     name: str
@@ -438,7 +438,7 @@ class _Field:
     css: str
 
 
-def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
+def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[Field, ...]:
     """Return the fields of low memory that the placement found in this kernel, and no others."""
     flag = FLAGS[0].at
     known = {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
@@ -446,7 +446,7 @@ def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
     for name, (at, size) in known.items():
         if 0 <= at < LOW_BYTES:
             css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
-            found.append(_Field(name, at, size if size <= 8 else 4, css))
+            found.append(Field(name, at, size if size <= 8 else 4, css))
     return tuple(sorted(found, key=lambda row: row.at))
 
 
@@ -454,7 +454,7 @@ def low_grid(
     memory: bytes,
     writes: Iterable[Event],
     lanes: Lanes,
-    fields: tuple[_Field, ...],
+    fields: tuple[Field, ...],
     *,
     big_endian: bool = False,
 ) -> tuple[LowRow, ...]:
@@ -486,7 +486,7 @@ def _low_cell(
     value: int,
     who: tuple[str, int, str] | None,
     common: str,
-    fields: tuple[_Field, ...],
+    fields: tuple[Field, ...],
 ) -> LowCell:
     css = [] if value else ["z"]
     title = f"0x{at:02x}"
@@ -504,7 +504,7 @@ def _low_cell(
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _named(row: _Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
+def _named(row: Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
     """Return (css, text) of a field; the flag is shown with its value, as the kernel reads it."""
     css = {"fl": "flag", "o": "mut"}.get(row.css, "")
     name = row.name.removeprefix("__secondary_hold_")
