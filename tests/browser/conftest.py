@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from emulator.samples import SAMPLES
 from tests.browser.reader import FLAGS, ROOT, Site, post, upload
+
+expect.set_options(timeout=20_000)
+"""A busy machine answers late; what never comes fails all the same."""
 
 
 @pytest.fixture(scope="module", params=["sample", pytest.param("debian", marks=pytest.mark.real)])

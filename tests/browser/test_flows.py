@@ -256,7 +256,7 @@ def test_a_byte_is_followed_to_its_writer(site: Site, new_page: Callable[..., Pa
     page = new_page()
     page.goto(f"{site.url}/t/{site.stays}/{site.tick('so ')}/")
     page.keyboard.press("f")
-    expect(page.locator("#selected h2")).to_contain_text("__run_at_load", timeout=30_000)
+    expect(page.locator("#selected h2")).to_contain_text("__run_at_load")
     expect(page.locator("#selected .way")).to_contain_text("stored")
     expect(page.locator("#selected .way")).to_contain_text("loader")
     page.keyboard.press("w")
