@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -186,6 +187,8 @@ def load_figures(events: Sequence[Event], url: str) -> Figures:
         for event in named(events, "navigationStart")
         if event["args"]["data"].get("documentLoaderURL") == url
     ]
+    if not starts:  # the renderer was not traced yet when it set out
+        return {"paint": math.nan, "whole": math.nan, "shift": shift(events)}
     frame, start = starts[-1]["args"]["frame"], starts[-1]["ts"]
 
     def after(name: str) -> list[float]:
@@ -193,8 +196,8 @@ def load_figures(events: Sequence[Event], url: str) -> Figures:
         return [(event["ts"] - start) / 1000 for event in rows if event["ts"] >= start]
 
     return {
-        "paint": after("firstContentfulPaint")[0],
-        "whole": (after("largestContentfulPaint::Candidate") or [float("nan")])[-1],
+        "paint": (after("firstContentfulPaint") or [math.nan])[0],
+        "whole": (after("largestContentfulPaint::Candidate") or [math.nan])[-1],
         "shift": shift(events),
     }
 
@@ -204,7 +207,7 @@ def move_figures(events: Sequence[Event]) -> Figures:
     keys = [e for e in named(events, "EventDispatch") if e["args"]["data"]["type"] == "keydown"]
     swaps = named(events, "bench-swapped")
     paints = [e["ts"] for e in named(events, "Paint") if swaps and e["ts"] > swaps[-1]["ts"]]
-    moved = (paints[0] - keys[0]["ts"]) / 1000 if keys and paints else float("nan")
+    moved = (paints[0] - keys[0]["ts"]) / 1000 if keys and paints else math.nan
     return {"move": moved, "shift": shift(events)}
 
 
@@ -231,7 +234,7 @@ def measure(browser: Browser, site: Site) -> dict[tuple[str, int], Figures]:
 def jump(before: Mapping[str, float], after: Mapping[str, float]) -> float:
     """Return by how much the heading on the screen moved that moved most."""
     seen = {name: top for name, top in before.items() if 0 < top < HEIGHT and name in after}
-    return max((abs(after[name] - top) for name, top in seen.items()), default=float("nan"))
+    return max((abs(after[name] - top) for name, top in seen.items()), default=math.nan)
 
 
 @contextmanager
@@ -262,9 +265,15 @@ def pressed(page: Page, key: str) -> Callable[[], None]:
     return act
 
 
+def middle(values: Sequence[float]) -> float:
+    """Return the median of those that were measured."""
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan
+
+
 def text_of(figures: Figures, name: str) -> str:
     """Return one figure as it stands in the table."""
-    if name not in figures or figures[name] != figures[name]:
+    if math.isnan(figures.get(name, math.nan)):
         return "-"
     return f"{figures[name]:.4f}" if name == "shift" else f"{figures[name]:.0f}"
 
@@ -280,7 +289,7 @@ def table(sites: Sequence[Site], rounds: Mapping[str, list[dict[tuple[str, int],
         line = f"{row[0]:<34}{row[1]:>6}"
         for site in sites:
             seen = [each[row] for each in rounds[site.name]]
-            medians = {name: median(f[name] for f in seen) for name in seen[0]}
+            medians = {name: middle([f[name] for f in seen]) for name in seen[0]}
             line += " " + "".join(f"{text_of(medians, name):>8}" for name in names) + " "
         lines.append(line.rstrip())
     return "\n".join(lines)
