@@ -128,8 +128,12 @@ def _static_url(name: str) -> str:
     """Return the address of a static file; it changes when its content does."""
     from flask import current_app
 
-    tag = _content_tag(Path(str(current_app.static_folder)) / name)
-    return url_for("static", filename=name, v=tag)
+    return _tagged_url(str(current_app.static_folder), name, request.script_root)
+
+
+@lru_cache(maxsize=64)
+def _tagged_url(folder: str, name: str, _script_root: str) -> str:
+    return url_for("static", filename=name, v=_content_tag(Path(folder) / name))
 
 
 def host_name(text: str) -> str:
