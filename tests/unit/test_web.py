@@ -419,6 +419,7 @@ def test_a_dead_session_leaves_what_the_trace_knows(site: Site) -> None:
     assert answer.status_code == 503
     assert "the session died" in answer.text
     assert "enters purgatory" in answer.text
+    assert answer.text.count("released at <a") == 3, "where every CPU is, without registers"
     assert answer.headers["Cache-Control"] == "no-store"
 
 
