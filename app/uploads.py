@@ -151,7 +151,7 @@ def upload() -> AnyResponse:
     form = known_fields(request.form, request.files)
     spec = {} if whole else parse_spec(form, limits())
     mail = message_id(form.get("message_id", ""))
-    waiting = len(index().unfinished())
+    waiting = sum(not sample_of_run(run.id) for run in index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
             f"{waiting} runs are waiting or going on; {limits()['max_queued']} may",
