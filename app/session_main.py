@@ -75,15 +75,9 @@ def _send(control: socket.socket, record: dict[str, Any]) -> None:
 
 
 def _read_all(fd: int) -> bytes:
-    size = os.fstat(fd).st_size
-    data = bytearray()
-    while len(data) < size:
-        piece = os.pread(fd, min(size - len(data), 1 << 24), len(data))
-        if not piece:
-            break
-        data += piece
-    os.close(fd)
-    return bytes(data)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        file.seek(0)
+        return file.readall()
 
 
 def _receive_job(control: socket.socket) -> tuple[dict[str, Any], dict[str, bytes]] | None:

@@ -66,7 +66,7 @@ class SessionProcess:
         self._records: deque[Json] = deque()
         self._send_lock = threading.Lock()
         self._state = threading.Lock()
-        self._ended = self._closed = False
+        self._ended = self._closed = self._ready = False
         self._users = 0
         self.received_bytes = 0
         self._buffer = bytearray(MAX_MESSAGE_BYTES)
@@ -97,12 +97,15 @@ class SessionProcess:
                 del self._stderr[:-_STDERR_BYTES]
 
     def await_ready(self, timeout_seconds: float) -> None:
-        """Wait until the child has imported its engine and is locked down."""
+        """Wait until the child has imported its engine and is locked down; once is enough."""
+        if self._ready:
+            return
         record = self.receive(timeout_seconds)
         if record is None:
             raise SessionError("the session process does not start")
         if record.get("t") != "ready":
             raise error_from(record)
+        self._ready = True
 
     def start(self, job: Mapping[str, Any], images: Sequence[ImageFile]) -> None:
         """Hand over the job and the images."""

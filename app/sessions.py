@@ -37,6 +37,8 @@ Json = dict[str, Any]
 OnTick = Callable[[int], None]
 
 
+SPARE_SECONDS = 2.0
+"""How long after a job has begun the process for the next is started."""
 MAX_PROGRESS = 100_000
 """Records of one recording that add nothing to its trace; 100 a second, as long as it may last."""
 MAX_LATE_RECORDS = 10_000
@@ -173,22 +175,36 @@ class SessionPool:
             live.process.kill()
 
     def _take_process(self) -> SessionProcess:
-        """Return the spare process, whose imports are done, and start the next spare."""
+        """Return the spare process, whose imports are done; the next one is started in a while.
+
+        Not at once: its imports would take the second CPU from whoever waits for this one.
+        """
         with self._lock:
             if self._closed:
                 raise SessionError("the worker is shutting down", hint="Try again in a moment.")
             process, self._spare = self._spare, None
-            if process is not None and not process.alive:
-                process.kill()
-                process = None
-            if process is None:
-                process = SessionProcess(self._engine)
             if self._keep_spare:
-                self._spare = SessionProcess(self._engine)
+                later = threading.Timer(SPARE_SECONDS, self.start_spare)
+                later.daemon = True
+                later.start()
+        if process is not None and process.alive:
             return process
+        if process is not None:
+            process.kill()
+        return SessionProcess(self._engine)
+
+    def start_spare(self) -> SessionProcess | None:
+        """Start the process that the next job will find ready, if there is none; return it."""
+        with self._lock:
+            if self._spare is None and not self._closed:
+                self._spare = SessionProcess(self._engine)
+            return self._spare
 
     def _add(self, key: str, live: _Live) -> None:
         with self._lock:
+            if self._closed:
+                live.process.kill()
+                raise SessionError("the worker is shutting down", hint="Try again in a moment.")
             old = self._live.pop(key, None)
             self._live[key] = live
             idle = [k for k, v in self._live.items() if not (v.recording or v.busy or k == key)]

@@ -9,12 +9,14 @@ which needs it not.
 from __future__ import annotations
 
 import mmap
-from typing import Final
+from typing import Any, Final
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
 from emulator import native
+from emulator.options import MAX_CPUS
 from emulator.run import Run
 from emulator.spans import Span
 from emulator.symbols import AddressMap
@@ -22,6 +24,8 @@ from emulator.symbols import AddressMap
 MAX_ROWS: Final = 6_000_000
 """96 MB, touched as far as they are used; the Debian pair needs 2.3 million."""
 _ROW_BYTES: Final = 16
+_SHIFT: Final = native.CENSUS_CPU_SHIFT
+njit: Any = numba.njit  # it ships no types
 
 
 class Census:
@@ -71,86 +75,119 @@ class Census:
         return True
 
     def spans(self, names: AddressMap, begin: int, end: int, width: int) -> list[Span]:
-        """Functions during [begin, end), in at most `width` spans a CPU."""
+        """Functions during [begin, end), in at most `width` spans a CPU.
+
+        Of a CPU with no more pieces than that, the pieces themselves; else for each of `width`
+        columns the function that took most of it, with `others`: how many more were in it.
+        """
         rows = self._rows[: 2 * self.count].reshape(-1, 2)
         first = max(0, int(np.searchsorted(rows[:, 0], begin, "right")) - 1)
         last = int(np.searchsorted(rows[:, 0], end, "left"))
-        ticks = np.append(np.clip(rows[first:last, 0], begin, end), end)
-        cpus = rows[first:last, 1] >> native.CENSUS_CPU_SHIFT
-        functions = rows[first:last, 1] & ((1 << native.CENSUS_CPU_SHIFT) - 1)
+        pieces = np.zeros((MAX_CPUS, width, 4), np.int64)
+        columns = np.zeros((MAX_CPUS, width, 4), np.int64)
+        counts = np.zeros(MAX_CPUS, np.int64)
+        shares = np.zeros((MAX_CPUS, len(self._starts) + 1), np.int64)
+        _fold(rows[first:last], begin, end, pieces, columns, counts, shares)
+        named: dict[int, str] = {}
         result: list[Span] = []
-        for cpu in np.unique(cpus).tolist():
-            own = cpus == cpu
-            pieces = (ticks[:-1][own], ticks[1:][own], functions[own])
-            result += _columns(int(cpu), *pieces, begin, end, width)
-        for span in result:
-            index = span.pop("function")
-            where = names.name_at(int(self._starts[index - 1])) if index else ""
-            span["symbol"] = where.partition("+")[0]
+        for cpu in np.flatnonzero(counts).tolist():
+            few = int(counts[cpu]) <= width
+            found = pieces[cpu, : counts[cpu]] if few else _merged(columns[cpu])
+            for index, lo, hi, others in found.tolist():
+                if index not in named:
+                    where = names.name_at(int(self._starts[index - 1])) if index else ""
+                    named[index] = where.partition("+")[0]
+                span = {"cpu": cpu, "from": lo, "to": hi, "others": others}
+                result.append(span | {"symbol": named[index]})
         return sorted(result, key=lambda span: (span["from"], span["cpu"]))
 
 
-def _columns(
-    cpu: int,
-    lo: npt.NDArray[np.int64],
-    hi: npt.NDArray[np.int64],
-    function: npt.NDArray[np.int64],
-    begin: int,
-    end: int,
-    width: int,
-) -> list[Span]:
-    """Spans of one CPU: the pieces themselves if they are few, else one a column."""
-    change = np.ones(len(lo), bool)
-    change[1:] = (function[1:] != function[:-1]) | (lo[1:] != hi[:-1])
-    at = np.flatnonzero(change)
-    if len(at) <= width:
-        ends = hi[np.append(at[1:] - 1, len(hi) - 1)]
-        return [
-            {"cpu": cpu, "from": int(a), "to": int(b), "function": int(f), "others": 0}
-            for a, b, f in zip(lo[at], ends, function[at], strict=True)
-            if b > a
-        ]
-    edges = begin + (np.arange(width) * (end - begin)) // width
-    at = np.searchsorted(lo, edges)
-    starts = np.insert(lo, at, edges)
-    piece = np.insert(np.arange(len(lo)), at, at - 1)
-    inside = piece >= 0
-    stops = np.minimum(np.append(starts[1:], end), np.where(inside, hi[np.maximum(piece, 0)], 0))
-    kept = inside & (stops > starts)
-    starts, stops, owner = starts[kept], stops[kept], function[piece[kept]]
-    column = np.searchsorted(edges, starts, "right") - 1
-    return _dominant(cpu, column, owner, starts, stops)
+def _merged(columns: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The columns in which a CPU ran, equal neighbours made one."""
+    columns = columns[columns[:, 2] > columns[:, 1]]
+    begins = np.append(
+        True, (columns[1:, 0] != columns[:-1, 0]) | (columns[1:, 1] != columns[:-1, 2])
+    )
+    at = np.flatnonzero(begins)
+    merged = columns[at]
+    merged[:, 2] = columns[np.append(at[1:] - 1, len(columns) - 1), 2]
+    merged[:, 3] = np.maximum.reduceat(columns[:, 3], at)
+    return merged
 
 
-def _dominant(
-    cpu: int,
-    column: npt.NDArray[np.int64],
-    function: npt.NDArray[np.int64],
-    starts: npt.NDArray[np.int64],
-    stops: npt.NDArray[np.int64],
-) -> list[Span]:
-    """For each column the function that took most of it, merged with equal neighbours."""
-    if not len(column):
-        return []
-    known = np.flatnonzero(np.bincount(function))
-    number = np.zeros(int(known[-1]) + 1, np.int64)
-    number[known] = np.arange(len(known))
-    first_column = int(column[0])
-    key = (column - first_column) * len(known) + number[function]
-    size = (int(column[-1]) - first_column + 1) * len(known)
-    shares = np.bincount(key, stops - starts, size).reshape(-1, len(known))
-    present = np.flatnonzero(shares.any(axis=1))
-    best = known[shares[present].argmax(axis=1)]
-    counts = (shares[present] > 0).sum(axis=1)
-    bounds = np.flatnonzero(np.append(True, np.diff(column) != 0))
-    first, last = starts[bounds], stops[np.append(bounds[1:] - 1, len(stops) - 1)]
-    spans: list[Span] = []
-    for name, others, a, b in zip(best, counts - 1, first, last, strict=True):
-        lo, hi, more = int(a), int(b), int(others)
-        if spans and spans[-1]["function"] == int(name) and spans[-1]["to"] == lo:
-            spans[-1]["to"] = hi
-            spans[-1]["others"] = max(spans[-1]["others"], more)
+@njit(cache=True)
+def _fold(
+    rows: Any, begin: int, end: int, pieces: Any, columns: Any, counts: Any, shares: Any
+) -> None:
+    """One pass over the rows of [begin, end), the first of which may begin before it.
+
+    Args:
+        rows: (tick, cpu << 40 | function), ascending; each lasts until the next begins.
+        begin: first tick shown.
+        end: tick after the last.
+        pieces: out, of each CPU its first pieces: (function, from, to, 0).
+        columns: out, of each CPU and column: (function that took most, from, to, others).
+        counts: out, how many pieces each CPU has, those that found no room too.
+        shares: all 0; ticks of each CPU and function in the column at hand.
+    """
+    width = columns.shape[1]
+    touched = np.zeros(shares.size, np.int64)
+    met, column = 0, 0
+    edge = begin + (end - begin) // width
+    for at in range(len(rows)):
+        lo = max(rows[at, 0], begin)
+        stop = min(rows[at + 1, 0], end) if at + 1 < len(rows) else end
+        if stop <= lo:
+            continue
+        cpu, function = rows[at, 1] >> _SHIFT, rows[at, 1] & ((1 << _SHIFT) - 1)
+        count = counts[cpu]
+        last = min(count, width) - 1
+        if count and count <= width and _joins(pieces[cpu, last], function, lo):
+            pieces[cpu, last, 2] = stop
         else:
-            row = {"cpu": cpu, "from": lo, "to": hi, "function": int(name), "others": more}
-            spans.append(row)
-    return spans
+            if count < width:
+                pieces[cpu, count, 0] = function
+                pieces[cpu, count, 1] = lo
+                pieces[cpu, count, 2] = stop
+            counts[cpu] = count + 1
+        while lo < stop:
+            while lo >= edge:
+                _close_column(columns, column, shares, touched, met)
+                met = 0
+                column += 1
+                edge = begin + ((column + 1) * (end - begin)) // width
+            part = min(stop, edge)
+            if not shares[cpu, function]:
+                touched[met] = cpu * shares.shape[1] + function
+                met += 1
+            shares[cpu, function] += part - lo
+            if columns[cpu, column, 2] == 0:
+                columns[cpu, column, 1] = lo
+            columns[cpu, column, 2] = part
+            lo = part
+    _close_column(columns, column, shares, touched, met)
+
+
+@njit(cache=True)
+def _joins(piece: Any, function: int, lo: int) -> bool:
+    """A piece goes on at a tick."""
+    return bool(piece[0] == function and piece[2] == lo)
+
+
+@njit(cache=True)
+def _close_column(columns: Any, column: int, shares: Any, touched: Any, met: int) -> None:
+    """Name the function that took most of a column on each CPU; of equals the lowest."""
+    most = np.zeros(columns.shape[0], np.int64)
+    for n in range(met):
+        cpu, function = touched[n] // shares.shape[1], touched[n] % shares.shape[1]
+        share, shares[cpu, function] = shares[cpu, function], 0
+        row = columns[cpu, column]
+        row[3] += 1 if most[cpu] else 0
+        if share > most[cpu] or (share == most[cpu] and function < row[0]):
+            most[cpu], row[0] = share, function
+
+
+def warm_up() -> None:
+    """Compile what cannot be compiled later."""
+    room = np.zeros((1, 2, 4), np.int64)
+    _fold(np.zeros((1, 2), np.int64), 0, 4, room, room.copy(), np.zeros(1, np.int64), room[0])

@@ -68,6 +68,7 @@ class Checkpoints:
 
     def __init__(self, apart_seconds: float = CHECKPOINT_SECONDS) -> None:
         self._apart = apart_seconds
+        self.dense = apart_seconds <= CHECKPOINT_SECONDS
         self.slices: list[tuple[int, int]] = []
         self._starts: list[int] = []
         self.reached = 0

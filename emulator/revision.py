@@ -10,7 +10,7 @@ from typing import Final
 
 from emulator.errors import TraceVersionError
 
-ENGINE_REVISION: Final = 1
+ENGINE_REVISION: Final = 2
 """Goes up whenever the same inputs come to other ticks or events than before: with a change of the
 machine, the schedule, the device tree, or of Unicorn. A trace can be replayed by its own only."""
 

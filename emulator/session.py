@@ -122,7 +122,7 @@ class _Session:
     def record(self, prepared: Prepared) -> None:
         """Record a run, answering queries between slices."""
         self.emit(prepared.record())
-        recorder = Recorder(prepared, self.emit, poll=self._poll, on_checkpoint=self._fork)
+        recorder = Recorder(prepared, self.emit, poll=self._poll, on_checkpoint=self._digested)
         self.checkpoints.follow(recorder.run)
         recorder.record()
 
@@ -166,6 +166,11 @@ class _Session:
         while self._readable():
             self._take_query()
         return self._cancel or ("the session was closed" if self._closed else None)
+
+    def _digested(self, run: Run) -> None:
+        """A state digest was taken: a good place for a checkpoint, unless these stand far apart."""
+        if self.checkpoints.due or self.checkpoints.dense:
+            self._fork(run)
 
     def _fork(self, run: Run) -> None:
         """Leave a checkpoint here."""

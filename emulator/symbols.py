@@ -140,6 +140,14 @@ class SymbolTable:
         return np.asarray(self._strings[first])
 
     @cached_property
+    def _beginnings(self) -> _U64:
+        """The first eight bytes of every name, as one little-endian number."""
+        padded = np.concatenate([self._strings, np.zeros(8, np.uint8)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 8)
+        offsets = np.minimum(self._raw["name"].astype(np.int64), len(self._strings) - 1)
+        return np.ascontiguousarray(windows[offsets]).view("<u8")[:, 0]
+
+    @cached_property
     def _opd(self) -> tuple[int, _U64]:
         section = self._elf.find_section(".opd")
         if section is None or self._elf.abi != 1 or section.type == SHT_NOBITS:
@@ -171,15 +179,17 @@ class SymbolTable:
 
     def _indexes(self, name: str) -> npt.NDArray[np.int64]:
         """Indexes of the defined symbols of exactly that name."""
-        strings = self._strings
-        offsets = self._raw["name"].astype(np.int64)
-        candidates = np.flatnonzero(self._defined & (offsets + len(name) < len(strings)))
-        for position, byte in enumerate(name.encode("utf-8", "replace") + b"\0"):
-            if not len(candidates):
-                break
-            at = np.minimum(offsets[candidates] + position, len(strings) - 1)
-            candidates = candidates[strings[at] == byte]
-        return candidates
+        wanted = name.encode("utf-8", "replace") + b"\0"
+        first = wanted[:8]
+        mask = np.uint64(int.from_bytes(b"\xff" * len(first), "little"))
+        beginning = np.uint64(int.from_bytes(first, "little"))
+        candidates = np.flatnonzero((self._beginnings & mask) == beginning)
+        strings, offsets = self._strings, self._raw["name"][candidates].astype(np.int64)
+        for position in range(8, len(wanted)):
+            at = np.minimum(offsets + position, len(strings) - 1)
+            same = strings[at] == wanted[position]
+            candidates, offsets = candidates[same], offsets[same]
+        return candidates[self._defined[candidates] & (offsets + len(wanted) <= len(strings))]
 
     def _find_index(self, name: str) -> int | None:
         for spelling in (name, "." + name):

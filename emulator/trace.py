@@ -242,9 +242,12 @@ class TraceWriter:
 
     def flush(self) -> None:
         """Commit what has come so far; call it too when the stream is silent."""
+        packed = bool(self._packed)
         self._db.execute("BEGIN")
         self._write_pending()
         self._db.execute("COMMIT")
+        if packed:  # the file takes them in while the run goes on, not at its end
+            self._db.execute("PRAGMA wal_checkpoint(PASSIVE)")
         self._last_commit = self._clock()
 
     def _write_pending(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 
+from emulator import census
 from emulator.disassembly import disassemble
 from emulator.machine import Machine, Range, Watch
 from emulator.native import LOG_READ, LOG_WRITE
@@ -34,4 +35,5 @@ def run_once() -> None:
     machine.run(0, 100, exact=False)
     machine.take_log()
     machine.state_digest()
+    census.warm_up()
     disassemble(machine.read(0x1000, 4), 0x1000, big_endian=False)

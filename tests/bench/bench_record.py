@@ -2,7 +2,8 @@
 
 - bare: Unicorn alone, boot CPU only, to smp_release_cpus: no block hook, no watch, no checkpoint.
 - recorder: all that a trace needs, in this process, its records thrown away.
-- record: the whole pipeline into a trace file: sandboxed session with its checkpoints, writer.
+- record: the whole pipeline into a trace file: sandboxed session, writer, digest.
+- worker: the same, but the session forks a checkpoint every 10 ms of work, to be asked at once.
 - with start-up: the same, and the session process is started for it (the worker keeps a spare).
 
 Prints the median seconds of each and the ratio to bare: by the clock, and of CPU time, which other
@@ -51,7 +52,7 @@ def recorder(prepared: Prepared) -> None:
 def record(pool: SessionPool, path: Path, images: list[ImageFile]) -> float:
     """Record into a trace file; returns the CPU seconds of the session."""
     path.unlink(missing_ok=True)
-    spare = pool._spare
+    spare = pool.start_spare()
     assert spare is not None
     before = cpu_seconds(spare.pid)
     outcome = pool.record("run", path, SPEC, images)
@@ -100,7 +101,11 @@ def main(repeats: int) -> None:
         ImageFile("purgatory", sample.purgatory, sample.purgatory_bytes()),
     ]
     apart = RECORD_CHECKPOINT_SECONDS
-    with tempfile.TemporaryDirectory() as folder, SessionPool(checkpoint_seconds=apart) as pool:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        SessionPool(checkpoint_seconds=apart) as pool,
+        SessionPool() as workers,
+    ):
         pool.record("warm", Path(folder) / "warm", {"mode": "load-panic"}, small)
         pool.drop("warm")
         path = Path(folder) / "run"
@@ -108,11 +113,16 @@ def main(repeats: int) -> None:
             "bare": lambda: bare(prepared),
             "recorder": lambda: recorder(prepared),
             "record": lambda: record(pool, path, images),
+            "worker": lambda: record(workers, path, images),
             "with start-up": lambda: with_start(path, images),
         }
         seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, way in ways.items():
+                for one in (pool, workers):  # each has one ready, long before the next upload
+                    spare = one.start_spare()
+                    assert spare is not None
+                    spare.await_ready(60.0)
                 seconds[name].append(timed(way))
     print(f"{'way':14} {'clock s':>8} {'min':>6} {'max':>6} {'ratio':>6} {'CPU s':>7} {'ratio':>6}")
     base = [statistics.median(column) for column in zip(*seconds["bare"], strict=True)]

@@ -4,6 +4,7 @@
     cold            a session from the trace alone to its first answer: <= 1.5 times the recording
     last writer     of random bytes that the run wrote: 99th percentile <= 250 ms
     low memory      last writer of a byte of 0x0-0x100: <= 20 ms
+    timeline        functions of all CPUs in a random window at a random zoom: p99 <= 150 ms
     trace           beside its images: <= 2 MB
     memory          of the session with all its checkpoints (PSS): <= 1.5 GB
 
@@ -13,6 +14,7 @@ the same seeks with QEMU's record/replay and its debugger, if qemu-system-ppc64 
 
 from __future__ import annotations
 
+import math
 import random
 import statistics
 import sys
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from app.debian import DebianPair, find_debian_pair
+from app.moments import FUNCTIONS_WIDTH
 from app.sessions import SessionPool
 from emulator.recorder import Recorder, RunSpec, prepare
 from emulator.trace import ImageFile, TraceReader
@@ -32,6 +35,7 @@ from tests.bench import qemu_replay
 
 SEEKS = 1000
 BYTES = 300
+WINDOWS = 300
 SPEC: dict[str, Any] = {"mode": "load-panic", "cpus": 4, "debug": True}
 
 
@@ -119,6 +123,7 @@ def measure(pair: DebianPair, folder: Path) -> None:
         met = statistics.median(seeks) <= 20 and percentile(seeks, 0.99) <= 60
         row(f"seek, {SEEKS} random ticks (median/p99/max)", shown(seeks), "20 / 60 ms", met=met)
         _writers(pool, trace, images, last, chance)
+        _timelines(pool, trace, last, chance)
         pss, count = session_pss(pool._live["t"].process.pid)
         row(
             f"memory of the session, {count} processes",
@@ -179,6 +184,25 @@ def _writers(
     wanted = [(addr, chance.randint(0, last)) for addr in range(0x100)]
     taken = milliseconds(last_writer, wanted)
     row("last writer of each byte of 0x0-0x100", shown(taken), "20 ms", met=max(taken) <= 20)
+
+
+def _timelines(pool: SessionPool, trace: Path, last: int, chance: random.Random) -> None:
+    """The row about timelines: from a hundred ticks to the whole run, each decade as often."""
+
+    def functions(window: tuple[int, int]) -> None:
+        question = {"q": "functions", "from": window[0], "to": window[1], "width": FUNCTIONS_WIDTH}
+        assert pool.query("t", trace, question)["exact"]
+
+    wanted = []
+    for _ in range(WINDOWS):
+        width = int(math.exp(chance.uniform(math.log(100), math.log(last))))
+        begin = chance.randint(0, last - width)
+        wanted.append((begin, begin + width))
+    taken = milliseconds(functions, wanted)
+    met = percentile(taken, 0.99) <= 150
+    row(f"timeline, {WINDOWS} windows (median/p99/max)", shown(taken), "p99 150 ms", met=met)
+    taken = milliseconds(functions, [(0, last)] * 20)
+    row("... of the whole run", shown(taken), "150 ms", met=max(taken) <= 150)
 
 
 def main() -> int:

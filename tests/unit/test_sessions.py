@@ -31,7 +31,7 @@ def pool() -> Iterator[SessionPool]:
         record_seconds=8,
         silence_seconds=1.5,
         cancel_seconds=1,
-        answer_seconds=1.5,
+        answer_seconds=3.0,
     )
     with SessionPool(limits, engine=ENGINE) as made:
         yield made
@@ -200,8 +200,9 @@ def test_meminfo_is_understood() -> None:
 
 def _started(pool: SessionPool) -> set[int]:
     """The sessions (in the sense of setsid) of the process that the pool hands out next."""
-    assert pool._spare is not None
-    return {pool._spare.pid}
+    spare = pool.start_spare()
+    assert spare is not None
+    return {spare.pid}
 
 
 def _alive(started: set[int]) -> int:
