@@ -46,9 +46,10 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
         config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
             replace the worker.
     """
-    from app import at, checks, comparisons, errors, guide, render, runs, stories, uploads
+    from app import at, checks, comparisons, errors, guide, markup, render, runs, stories, uploads
     from app.asking import Answers
     from app.compress import Gzip
+    from app.fresh import Bodies
     from app.index import Index
 
     here = Path(__file__).resolve().parent
@@ -65,9 +66,11 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.extensions["bootflow.answers"] = Answers(
         lambda run_id, question: app.config["QUERY"](run_id, question)
     )
+    app.extensions["bootflow.bodies"] = Bodies()
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
+    app.jinja_env.globals |= markup.GLOBALS
     app.jinja_env.globals["static_url"] = _static_url
     app.jinja_env.globals["site"] = lambda: (app.config["PUBLIC_URL"] or request.host_url).rstrip(
         "/"

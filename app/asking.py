@@ -67,7 +67,8 @@ class Answers:
         """Ask, tell all who wait for it, keep the answer."""
         try:
             answer = self._query(key[0], question)
-            self._keep(key, json.dumps(answer).encode())
+            if answer.get("exact", True):  # a sample is until the session knows better
+                self._keep(key, json.dumps(answer).encode())
             asked.set_result(answer)
         except BaseException as error:
             asked.set_exception(error)

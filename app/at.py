@@ -8,15 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from flask import Blueprint, current_app, redirect, request, url_for
+from flask import Blueprint, Response, current_app, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
-from app import moments, pages, seeking, view
+from app import fresh, moments, pages, seeking, view
 from app.asking import Answers, Json
 from app.errors import BadOption
 from app.index import Run
 from app.render import render, send
-from app.runs import cached, index, open_trace, wanted
+from app.runs import cached, index, open_trace, text_browser, wanted
 from app.telling import told_by
 
 blueprint = Blueprint("at", __name__)
@@ -54,6 +54,14 @@ def embed_moment(run_id: str, tick: int) -> AnyResponse:
 
 def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
     run = index().get(run_id)
+    tag = "" if text_browser() else fresh.tag_of(run)
+    if fresh.has(tag):
+        return cached(Response(status=304), run, private=False, tag=tag)
+    bodies: fresh.Bodies = current_app.extensions["bootflow.bodies"]
+    return bodies.known(tag) or bodies.keep(tag, _new_moment(run, tick, form, tag))
+
+
+def _new_moment(run: Run, tick: int, form: str, tag: str) -> Response:
     looked = view.parse(request.args)
     fragment = request.args.get("fragment", "") if form == "html" else ""
     if fragment and fragment not in FRAGMENTS:
@@ -61,8 +69,8 @@ def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
     reader = open_trace(run)
     if reader is None:
         raise pages.NoTraceYet(
-            f"run {run_id} has no ticks: {pages.wait_page(run).sentence}",
-            hint=f"See /t/{run_id}/",
+            f"run {run.id} has no ticks: {pages.wait_page(run).sentence}",
+            hint=f"See /t/{run.id}/",
         )
     with reader:
         told = told_by(run, reader)
@@ -73,11 +81,11 @@ def _moment(run_id: str, tick: int, form: str) -> AnyResponse:
             page = moments.moment_page(run, reader, told, tick, asker(run), looked, widths)
     moment = page.moment
     broken = moment is not None and bool(moment.problem)
-    private = broken or (moment is not None and bool(moment.steps_problem))
+    private = broken or (moment is not None and (bool(moment.steps_problem) or moment.sampled))
     response = send(page, form, fragment=fragment)
     if broken:
         response.status_code = 503
-    return cached(response, run, private=private)
+    return cached(response, run, private=private, tag=tag)
 
 
 @blueprint.get("/t/<run_id>/go")

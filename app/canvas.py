@@ -37,6 +37,8 @@ class Drawing:
     """(x, tick) of the corners of the axis, so that a click anywhere finds its tick."""
     whole: tuple[tuple[float, int], ...] = ()
     """The same of the whole run, by which zooming and panning go; empty if that is shown."""
+    behind: tuple[Shape, ...] = ()
+    """The first of the shapes, if they are those of many drawings: no cursor changes them."""
 
 
 @dataclass

@@ -39,6 +39,8 @@ from emulator.verdict import verdict
 MAX_FILE_BYTES = 512 << 20
 RECORD_CHECKPOINT_SECONDS = 0.25
 """Nobody asks the session of `record`: it ends with the command."""
+MAX_CONNECTIONS = 1000
+"""Open at once; who comes later waits until one closes, however little the others ask."""
 _LIMITS = PoolLimits(record_seconds=3600.0, answer_seconds=300.0)
 
 _in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -473,8 +475,10 @@ def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> N
     import waitress
 
     from app import create_app
+    from app.worker import raise_descriptor_limit
 
     os.umask(0o077)  # what users upload is nobody else's on this machine
+    raise_descriptor_limit()
     data = data.resolve()
     data.mkdir(parents=True, exist_ok=True)
     named = {"PUBLIC_URL": public_url, "HOSTS": _own_hosts(host)}
@@ -484,7 +488,9 @@ def serve(host: str, port: int, data: Path, samples: bool, public_url: str) -> N
             application,
             host=host,
             port=port,
-            threads=8,
+            threads=8,  # each takes the request that waits longest
+            connection_limit=MAX_CONNECTIONS,
+            asyncore_use_poll=True,  # select() ends at descriptor 1023
             # The application answers what is too large; this is for what lies about its size.
             max_request_body_size=int(application.config["MAX_UPLOAD_BYTES"]) + (64 << 20),
             ident=None,

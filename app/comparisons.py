@@ -70,7 +70,7 @@ def _show(run_a: str, run_b: str, form: str) -> AnyResponse:
                     _PAGES.popitem(last=False)
     response = send(page, form)
     ended = all(run.ended for run in runs)
-    return cached(response, runs[0], private=bool(page.problem) or not ended, seconds=60)
+    return cached(response, runs[0], private=bool(page.problem) or not ended)
 
 
 def _made(runs: tuple[Run, Run], stage: str) -> comparing.ComparePage:

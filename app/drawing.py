@@ -12,7 +12,7 @@ from heapq import heappop, heappush
 from itertools import pairwise
 
 from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
-from app.canvas import CHAR_PX, Canvas, Drawing
+from app.canvas import CHAR_PX, Canvas, Drawing, Shape
 from app.lens import Cell, FlagValue, lens
 
 MAX_SHAPES = 2000
@@ -88,32 +88,47 @@ def short(ticks: int) -> str:
     return f"{ticks // 1000} k"
 
 
-def timeline(
+@dataclass(frozen=True)
+class Backdrop:
+    """A run, or a window of it, as it is drawn before there is a cursor."""
+
+    width: int
+    window: tuple[int, int]
+    whole: bool
+    """The window is the whole run."""
+    keep: str
+    shapes: tuple[Shape, ...]
+    ax: Axis
+    overview: Axis
+    """Of the whole run."""
+    top: float
+    bottom: float
+    flag_y: float
+    description: str
+
+
+def backdrop(
     scene: Scene,
     *,
     width: int,
-    cursor: int | None = None,
     window: tuple[int, int] | None = None,
-    cells: Sequence[Cell] = (),
     unfold: bool = False,
     keep: str = "",
     spans: Mapping[int, Sequence[Span]] | None = None,
-) -> Drawing:
-    """Draw a run, or a window of it.
+    cursor: int | None = None,
+) -> Backdrop:
+    """Draw what lies behind the cursor; of the whole run it is the same for every moment.
 
     Args:
         scene: what to show.
         width: 1400 for screens, 362 for telephones.
-        cursor: the tick a moment page is about.
         window: ticks [lo, hi) to show; the whole run if not given.
-        cells: single instructions round the cursor, for the lens.
         unfold: give long loops the room of their logarithm.
         keep: query string of the links, which keeps what the reader chose.
         spans: what each CPU did in the window, exactly (its functions); the stages if not given.
+        cursor: marked in the small picture of the whole run above a window.
     """
-    narrow = width < 600
-    canvas = Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
-    canvas.keep = keep
+    canvas = _canvas(width, keep)
     end = max(scene.last_tick, 1)
     lo, hi = window or (0, end)
     boot = dict(scene.lanes).get(scene.boot_cpu, ())
@@ -136,23 +151,68 @@ def timeline(
     if scene.running:
         canvas.line(canvas.x1, top, canvas.x1, y, "run")
         canvas.text(canvas.x1 - 4, y - 2, "e s ha", "running")
+    return Backdrop(
+        width, (lo, hi), (lo, hi) == (0, end), keep, tuple(canvas.shapes[:MAX_SHAPES]), ax, whole,
+        top, y, flag_y, f"{describe(scene)}. The same as a table: events below, or .txt",
+    )  # fmt: skip
+
+
+def _canvas(width: int, keep: str) -> Canvas:
+    narrow = width < 600
+    canvas = Canvas(32.0 if narrow else 104.0, float(width - (2 if narrow else 6)), narrow)
+    canvas.keep = keep
+    return canvas
+
+
+def timeline(
+    scene: Scene,
+    *,
+    width: int,
+    cursor: int | None = None,
+    window: tuple[int, int] | None = None,
+    cells: Sequence[Cell] = (),
+    unfold: bool = False,
+    keep: str = "",
+    spans: Mapping[int, Sequence[Span]] | None = None,
+) -> Drawing:
+    """Draw a run, or a window of it; see `backdrop` and `finish`."""
+    behind = backdrop(
+        scene, width=width, window=window, unfold=unfold, keep=keep, spans=spans, cursor=cursor
+    )
+    return finish(scene, behind, cursor=cursor, cells=cells)
+
+
+def finish(
+    scene: Scene, behind: Backdrop, *, cursor: int | None = None, cells: Sequence[Cell] = ()
+) -> Drawing:
+    """Draw the cursor and the lens on a backdrop.
+
+    Args:
+        scene: what to show.
+        behind: drawn of the same scene.
+        cursor: the tick a moment page is about.
+        cells: single instructions round the cursor, for the lens.
+    """
+    canvas, (lo, hi), y = _canvas(behind.width, behind.keep), behind.window, behind.bottom
     if cursor is not None and lo <= cursor <= hi:
-        y = _cursor(canvas, ax, cursor, top - 4, y, flag_y)
+        y = _cursor(canvas, behind.ax, cursor, behind.top - 4, y, behind.flag_y)
         if cells:
             values = [FlagValue(0, scene.flag_start, False)] if scene.flag_start else []
             values += [FlagValue(m.tick, m.value, m.is_set) for m in scene.flag if m.write]
-            y = lens(canvas, cells, cursor, ax.x(cursor), y, values, scene.href, keep)
-    what = "a part of the run" if window else "the run"
+            at = behind.ax.x(cursor)
+            y = lens(canvas, cells, cursor, at, y, values, scene.href, behind.keep)
+    what = "the run" if behind.whole else "a part of the run"
     title = f"timeline of {what}" + (f", cursor at tick {cursor:,}" if cursor is not None else "")
     return Drawing(
-        width,
+        behind.width,
         math.ceil(y + 4),
-        "tl narrow" if narrow else "tl wide",
+        "tl narrow" if canvas.narrow else "tl wide",
         title,
-        f"{describe(scene)}. The same as a table: events below, or .txt",
-        tuple(canvas.shapes[:MAX_SHAPES]),
-        _corners(ax, hi),
-        () if (lo, hi) == (0, end) else _corners(whole, end),
+        behind.description,
+        (*behind.shapes, *canvas.shapes)[:MAX_SHAPES],
+        _corners(behind.ax, hi),
+        () if behind.whole else _corners(behind.overview, max(scene.last_tick, 1)),
+        behind.shapes if behind.whole else (),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from app import pages, panels
 from app.axis import Span
 from app.canvas import Drawing
-from app.drawing import short, timeline
+from app.drawing import finish, short, timeline
 from app.index import Run
 from app.lens import BACK, ON, Cell
 from app.steps import (
@@ -34,7 +34,7 @@ from app.steps import (
     recent_registers,
     steps,
 )
-from app.story import Story, scene
+from app.story import Story, scene, whole_run
 from app.view import MIN_WINDOW, View
 from emulator.lanes import stage_id, stage_letter, stage_name
 from emulator.trace import TraceReader
@@ -120,6 +120,8 @@ class Moment:
     window: Json
     problem: str = ""
     steps_problem: str = ""
+    sampled: bool = False
+    """The session has not looked through the run yet: later it can show functions here."""
 
     @property
     def announcement(self) -> str:
@@ -166,6 +168,7 @@ def moment_page(
         moment,
         problem=problem,
         steps_problem=steps_problem,
+        sampled=_sampled(answers),
         window={"steps": window.get("steps", [])},
         selected=_selected(view, told, moment, *answers.get("selected", ({}, ""))),
     )
@@ -193,8 +196,9 @@ def line_page(
     rows = steps(window, ())
     spans = function_spans(answers.get("functions", ({}, ""))[0], told)
     moment = replace(
-        _moment(told, reader, tick, view, {}, rows), window=window, steps_problem=steps_problem
-    )
+        _moment(told, reader, tick, view, {}, rows), window=window, steps_problem=steps_problem,
+        sampled=_sampled(answers),
+    )  # fmt: skip
     return pages.RunPage(
         pages.head(run), told.verdict, told.lanes.last_tick,
         drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans),
@@ -238,6 +242,11 @@ def _answers(
     return answers
 
 
+def _sampled(answers: dict[str, tuple[Json, str]]) -> bool:
+    functions, problem = answers.get("functions", ({}, ""))
+    return bool(problem) or not functions.get("exact", True)
+
+
 def drawings(
     run_id: str,
     told: Story,
@@ -250,10 +259,14 @@ def drawings(
     """Draw the timeline, for screens and for telephones."""
     drawn = scene(run_id, told)
     window = view.span(tick, told.lanes.last_tick)
+    keep, unfold = view.query(), view.width == -1
+    if window is None:
+        behind = [whole_run(run_id, told, width=w, unfold=unfold, keep=keep) for w in widths]
+        return tuple(finish(drawn, one, cursor=tick, cells=cells) for one in behind)
     return tuple(
         timeline(
-            drawn, width=w, cursor=tick, window=window, cells=cells, unfold=view.width == -1,
-            keep=view.query(), spans=spans,
+            drawn, width=w, cursor=tick, window=window, cells=cells, unfold=unfold, keep=keep,
+            spans=spans,
         )
         for w in widths
     )  # fmt: skip
@@ -312,7 +325,6 @@ def _moment(
     step = at_tick(rows, tick)
     released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
     low = bytes.fromhex(state.get("low_memory", ""))
-    writes = (event for event in told.low_writes if event.tick <= tick)
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
     fields = panels.low_fields(reader.placement.get("low_fields") or [])
     big = bool(reader.placement.get("kernel_big_endian"))
@@ -329,7 +341,7 @@ def _moment(
             for cpu in cpus
         ),
         _code(state, rows, tick),
-        panels.low_grid(low, writes, told.lanes, fields, big_endian=big) if state else (),
+        _low_rows(told, low, fields, tick, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,
@@ -340,6 +352,19 @@ def _moment(
         None,
         state,
         {},
+    )
+
+
+def _low_rows(
+    told: Story, low: bytes, fields: tuple[panels.Field, ...], tick: int, *, big_endian: bool
+) -> tuple[panels.LowRow, ...]:
+    """Return low memory and its writers: the same rows as long as neither changes."""
+    count = bisect_right(told.low_writes, tick, key=lambda event: event.tick)
+    return told.kept.get(
+        ("low", low, count, fields, big_endian),
+        lambda: panels.low_grid(
+            low, told.low_writes[:count], told.lanes, fields, big_endian=big_endian
+        ),
     )
 
 

@@ -352,7 +352,7 @@ def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...
 
 
 @dataclass(frozen=True)
-class _Field:
+class Field:
     """A named field of low memory at its place in this kernel."""
 
     name: str
@@ -361,7 +361,7 @@ class _Field:
     css: str
 
 
-def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
+def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[Field, ...]:
     """Return the fields of low memory that the placement found in this kernel, and no others."""
     flag = FLAGS[0].at
     known = {str(row["name"]): (int(row["at"]), int(row["size"])) for row in rows}
@@ -369,7 +369,7 @@ def low_fields(rows: Sequence[dict[str, Any]]) -> tuple[_Field, ...]:
     for name, (at, size) in known.items():
         if 0 <= at < LOW_BYTES:
             css = "fl" if at == flag else "" if at in (0, SECONDARY_ENTRY) else "o"
-            found.append(_Field(name, at, size if size <= 8 else 4, css))
+            found.append(Field(name, at, size if size <= 8 else 4, css))
     return tuple(sorted(found, key=lambda row: row.at))
 
 
@@ -377,7 +377,7 @@ def low_grid(
     memory: bytes,
     writes: Iterable[Event],
     lanes: Lanes,
-    fields: tuple[_Field, ...],
+    fields: tuple[Field, ...],
     *,
     big_endian: bool = False,
 ) -> tuple[LowRow, ...]:
@@ -409,7 +409,7 @@ def _low_cell(
     value: int,
     who: tuple[str, int, str] | None,
     common: str,
-    fields: tuple[_Field, ...],
+    fields: tuple[Field, ...],
 ) -> LowCell:
     css = [] if value else ["z"]
     title = f"0x{at:02x}"
@@ -427,7 +427,7 @@ def _low_cell(
     return LowCell(at, f"{value:02x}", letter, tick, title, " ".join(css))
 
 
-def _named(row: _Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
+def _named(row: Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
     """Return (css, text) of a field; the flag is shown with its value, as the kernel reads it."""
     css = {"fl": "flag", "o": "mut"}.get(row.css, "")
     name = row.name.removeprefix("__secondary_hold_")

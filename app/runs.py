@@ -95,28 +95,33 @@ def _run(run_id: str, form: str) -> AnyResponse:
     elif run.status == "deleted":
         response.status_code = 410
     private = bool(token) or reader is None or bool(fragment)
-    return cached(response, run, private=private, seconds=OWNER_SECONDS)
+    return cached(response, run, private=private)
 
 
-OWNER_SECONDS = 60
-"""The page of a run carries what its owner may change: title, note, thread."""
+def cached(response: Response, run: Run, *, private: bool, tag: str = "") -> Response:
+    """Say how an answer may be kept: what an ended run shows may be, and is asked about each time.
 
+    What the machine did never changes, but every page carries its owner's words. Pages name their
+    own address. Unless that is configured, it is what the reader asked for, and nothing that others
+    share may keep it.
 
-def cached(response: Response, run: Run, *, private: bool, seconds: int = 0) -> Response:
-    """Say how long an answer may be kept: an ended run's moments never change.
-
-    Pages name their own address. Unless that is configured, it is what the reader asked for, and
-    nothing that others share may keep it.
+    Args:
+        response: whole, or 304.
+        run: whose page it is.
+        private: it is for this reader, or for this moment, alone.
+        tag: of `fresh.tag_of`; else its bytes are its tag.
     """
     if text_browser():
         response.headers["Cache-Control"] = "private"
-    elif run.ended and not private and response.status_code == 200:
-        kept = f"max-age={seconds}" if seconds else "max-age=31536000, immutable"
+    elif run.ended and not private and response.status_code in (200, 304):
         shared = "public" if current_app.config["PUBLIC_URL"] else "private"
-        response.headers["Cache-Control"] = f"{shared}, {kept}"
+        response.headers["Cache-Control"] = f"{shared}, no-cache"
         response.headers["Vary"] = "Cookie, HX-Request"
-        response.add_etag()
-        response.make_conditional(request)
+        if tag:
+            response.set_etag(tag)
+        else:
+            response.add_etag()
+            response.make_conditional(request)
     else:
         response.headers["Cache-Control"] = "no-store"
     return response

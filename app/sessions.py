@@ -1,7 +1,9 @@
 """The pool of session processes: records runs, answers queries, keeps the last few sessions alive.
 
-One sandboxed process a trace; the least recently used ones are ended first. The pool lives in the
-worker, or in the command line; `query` is how web processes ask the worker's (see `broker.py`).
+One sandboxed process a trace; `room.py` says which idle ones end when there are too many, or too
+large ones. Whoever waits, for an answer or for a session, is served in the order of coming. The
+pool lives in the worker, or in the command line; `query` is how web processes ask the worker's (see
+`broker.py`).
 
 Not here: what a session answers (`emulator.session`), what a trace holds (`emulator.trace`).
 """
@@ -12,12 +14,16 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.broker import query
+from app.live import Live, replay_job
+from app.room import SESSION_BYTES, Seat, budget_bytes, surplus
 from app.session_process import SessionProcess, error_from
+from app.turns import Turns
 from app.warden import MAX_PROCESSES, Warden
 from emulator.errors import (
     BootflowError,
@@ -28,8 +34,7 @@ from emulator.errors import (
     TraceError,
 )
 from emulator.records import clean_text
-from emulator.revision import check_engine
-from emulator.trace import ImageFile, TraceReader, TraceWriter
+from emulator.trace import ImageFile, TraceWriter
 
 __all__ = ["Outcome", "PoolLimits", "SessionPool", "query"]
 
@@ -45,19 +50,30 @@ MAX_LATE_RECORDS = 10_000
 MAX_LATE_BYTES = 4 << 20
 """What a session may send when its recording has ended; a replay also its checkpoints."""
 CHECKPOINT_BYTES = 256
+QUICK = ("state", "window")
+"""Questions that one checkpoint answers in milliseconds; the others search through the run."""
+BUSY = "too many runs are looked at at once"
+MAX_KNOWN = 1000
+"""Runs whose sessions' size is remembered."""
 
 
 @dataclass(frozen=True)
 class PoolLimits:
     """How long anything may take, and how many there may be."""
 
-    live_sessions: int = 3
+    live_sessions: int = 24
+    """A back-stop: what bounds them is their memory."""
+    session_bytes: int = field(default_factory=budget_bytes)
+    """What all sessions may use together, as proportional set size."""
     record_seconds: float = 900.0
     start_seconds: float = 120.0
     silence_seconds: float = 120.0
     cancel_seconds: float = 3.0
     answer_seconds: float = 60.0
     queries_at_once: int = 8
+    """Of one session."""
+    searches_at_once: int = 4
+    """Of these, how many may search through the run, so that they leave room for pages."""
 
 
 @dataclass(frozen=True)
@@ -70,46 +86,6 @@ class Outcome:
     end: Json | None = None
     error: BootflowError | None = None
     """Why the run was cut short, unless it finished."""
-
-
-@dataclass
-class _Live:
-    """A session that can be asked."""
-
-    process: SessionProcess
-    recording: bool = False
-    cancelled: bool = False
-    failure: BootflowError | None = None
-    busy: int = 0
-    reached: int | None = None
-    """How far a replay has come; None for a recording, which is asked only for what it has sent."""
-    moved: threading.Condition = field(default_factory=threading.Condition)
-
-    def move(self, record: Json) -> None:
-        """Take note of a replay's progress; its "progress" record is the last."""
-        with self.moved:
-            tick = record.get("tick")
-            if self.reached is not None and type(tick) is int:
-                self.reached = max(self.reached, tick)
-            if record.get("t") == "progress":
-                self.reached = None
-            self.moved.notify_all()
-
-    def wait_for(self, tick: object, timeout_seconds: float) -> None:
-        """Wait until a replay has come to a tick, or to its end, whatever that is."""
-        if type(tick) is int:
-            with self.moved:
-                self.moved.wait_for(
-                    lambda: (
-                        self.reached is None
-                        or self.reached >= tick
-                        or self.failure is not None
-                        or not self.process.alive
-                    ),
-                    timeout_seconds,
-                )
-
-    slots: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(8))
 
 
 class SessionPool:
@@ -128,10 +104,15 @@ class SessionPool:
         self._engine = engine
         self._keep_spare = keep_spare
         self._lock = threading.RLock()
-        self._live: OrderedDict[str, _Live] = OrderedDict()
+        self._live: OrderedDict[str, Live] = OrderedDict()
+        self._starting: dict[str, Future[None]] = {}
+        self._reserved: dict[str, int] = {}
+        self._known_bytes: OrderedDict[str, int] = OrderedDict()
+        self._door = Turns(1)
+        self._moved = threading.Condition(self._lock)
         self._closed = False
         self._spare: SessionProcess | None = SessionProcess(engine)
-        self._warden = Warden(self._pids, self._end_crowd, self._end_oldest)
+        self._warden = Warden(self._pids, self._end_crowd, self._end_largest, self._note_bytes)
 
     def __enter__(self) -> SessionPool:
         return self
@@ -164,15 +145,31 @@ class SessionPool:
             live.failure = LimitError(f"more than {MAX_PROCESSES} processes in one session")
             live.process.kill()
 
-    def _end_oldest(self) -> None:
-        """Make room: end the session that was used longest ago, a recording only if need be."""
+    def _end_largest(self) -> None:
+        """Make room: end the largest idle session; one that is busy or records only if need be."""
         with self._lock:
-            ranked = sorted(self._live.values(), key=lambda live: (live.recording, live.busy > 0))
+            ranked = sorted(
+                self._live.values(), key=lambda live: (live.recording, live.busy > 0, -live.bytes)
+            )
         for live in ranked[:1]:
             live.failure = LimitError(
                 "the machine ran out of memory", hint="Try again later, or with less --mem."
             )
             live.process.kill()
+
+    def _note_bytes(self, pid: int, used_bytes: int) -> None:
+        """Take note of what a session uses, and keep within the budget."""
+        with self._lock:
+            for key, live in self._live.items():
+                if live.process.pid == pid:
+                    live.bytes = self._known_bytes[key] = used_bytes
+                    self._known_bytes.move_to_end(key)
+            while len(self._known_bytes) > MAX_KNOWN:
+                self._known_bytes.popitem(last=False)
+            ended, _ = self._surplus()
+            self._moved.notify_all()
+        for process in ended:
+            process.kill()
 
     def _take_process(self) -> SessionProcess:
         """Return the spare process, whose imports are done; the next one is started in a while.
@@ -200,16 +197,47 @@ class SessionPool:
                 self._spare = SessionProcess(self._engine)
             return self._spare
 
-    def _add(self, key: str, live: _Live) -> None:
+    def _new(self, key: str, *, recording: bool) -> Live:
+        limits = self._limits
+        return Live(
+            self._take_process(),
+            Turns(limits.queries_at_once),
+            Turns(limits.searches_at_once),
+            self._guess(key),
+            recording,
+            reached=None if recording else 0,
+        )
+
+    def _guess(self, key: str) -> int:
+        """Return what the session of a run will use: as much as it did before."""
+        return self._known_bytes.get(key, min(SESSION_BYTES, self._limits.session_bytes))
+
+    def _surplus(self, coming: str | None = None) -> tuple[list[SessionProcess], bool]:
+        """Take out the sessions that end, and say whether one more, or those left, have room."""
+        now, seats = time.monotonic(), []
+        for key, live in self._live.items():
+            idle = not (live.recording or live.busy)
+            seats.append(Seat(key, live.bytes, live.used_at, idle, live.recording))
+        seats += [Seat(f"+{key}", size, now, False) for key, size in self._reserved.items()]
+        ended, fits = surplus(
+            seats, self._limits.session_bytes, self._limits.live_sessions, now,
+            None if coming is None else self._guess(coming),
+        )  # fmt: skip
+        return [self._live.pop(key).process for key in ended], fits
+
+    def _add(self, key: str, live: Live) -> None:
+        """Count a session among the others, in the place that was kept for it, if any."""
         with self._lock:
+            self._reserved.pop(key, None)
             if self._closed:
                 live.process.kill()
                 raise SessionError("the worker is shutting down", hint="Try again in a moment.")
             old = self._live.pop(key, None)
             self._live[key] = live
-            idle = [k for k, v in self._live.items() if not (v.recording or v.busy or k == key)]
-            surplus = len(idle) + (not live.recording) - self._limits.live_sessions
-            ended = [self._live.pop(k).process for k in idle[: max(surplus, 0)]]
+            live.busy += 1  # itself it stays
+            ended, _ = self._surplus()
+            live.busy -= 1
+            self._moved.notify_all()
         if old is not None:
             ended.append(old.process)
         for process in ended:
@@ -219,6 +247,7 @@ class SessionPool:
         """End the session of a run, if it has one."""
         with self._lock:
             live = self._live.pop(key, None)
+            self._moved.notify_all()
         if live is not None:
             live.process.kill()
 
@@ -245,7 +274,7 @@ class SessionPool:
     ) -> Outcome:
         """Run a recording to its end into the trace file `path`; the session stays to be asked."""
         writer = TraceWriter(path)
-        live = _Live(self._take_process(), recording=True)
+        live = self._new(key, recording=True)
         self._add(key, live)
         try:
             writer.start(spec, images, title=title, created_utc=created_utc)
@@ -273,7 +302,7 @@ class SessionPool:
         self._add_again(key, live)
         return Outcome("finished", digest=digest, end=writer.end)
 
-    def _add_again(self, key: str, live: _Live) -> None:
+    def _add_again(self, key: str, live: Live) -> None:
         """Count a session that has stopped recording among the idle ones."""
         with self._lock:
             if self._live.pop(key, None) is not live:
@@ -282,7 +311,7 @@ class SessionPool:
         self._add(key, live)
 
     def _cut_short(
-        self, key: str, live: _Live, writer: TraceWriter, exc: BootflowError, status: str = ""
+        self, key: str, live: Live, writer: TraceWriter, exc: BootflowError, status: str = ""
     ) -> Outcome:
         if live.cancelled:
             status, exc = "cancelled", SessionError("cancelled on request")
@@ -296,7 +325,7 @@ class SessionPool:
         writer.abort(status, exc.message)
         return Outcome(status, end=writer.end, error=exc)
 
-    def _pump(self, live: _Live, writer: TraceWriter, on_tick: OnTick | None) -> None:
+    def _pump(self, live: Live, writer: TraceWriter, on_tick: OnTick | None) -> None:
         """Move records from the session into the trace until the end or an error comes."""
         start = heard = time.monotonic()
         cancel_at: float | None = None
@@ -328,7 +357,7 @@ class SessionPool:
             if now - heard > self._limits.silence_seconds:
                 raise SessionError(f"silent for {self._limits.silence_seconds:.0f} s, and ended")
 
-    def _follow(self, key: str, live: _Live, recorded: Mapping[int, str]) -> None:
+    def _follow(self, key: str, live: Live, recorded: Mapping[int, str]) -> None:
         """Hear a session out in the background; compare its checkpoints with the recorded ones."""
 
         def follow() -> None:
@@ -351,10 +380,11 @@ class SessionPool:
 
         threading.Thread(target=follow, daemon=True, name=f"session {key[:8]}").start()
 
-    def _forget(self, key: str, live: _Live) -> None:
+    def _forget(self, key: str, live: Live) -> None:
         with self._lock:
             if self._live.get(key) is live:
                 del self._live[key]
+            self._moved.notify_all()
         live.process.kill()
 
     def query(self, key: str, path: Path, query: Mapping[str, Any]) -> Json:
@@ -371,20 +401,25 @@ class SessionPool:
             return self._ask_session(key, path, query)
 
     def _ask_session(self, key: str, path: Path, query: Mapping[str, Any]) -> Json:
-        with self._lock:
-            live = self._session(key, path)
-            live.busy += 1
+        live = self._enter(key, path)
         try:
             return self._ask(key, live, query)
         finally:
             with self._lock:
                 live.busy -= 1
+                live.used_at = time.monotonic()
+                self._moved.notify_all()
 
-    def _ask(self, key: str, live: _Live, query: Mapping[str, Any]) -> Json:
-        if not live.slots.acquire(timeout=self._limits.answer_seconds):
-            raise LimitError("too many queries about this run at once", hint="Try again.")
+    def _ask(self, key: str, live: Live, query: Mapping[str, Any]) -> Json:
+        deadline = time.monotonic() + self._limits.answer_seconds
+        live.wait_for(query.get("tick"), self._limits.answer_seconds)
+        lanes = [live.turns] if query.get("q") in QUICK else [live.searches, live.turns]
+        taken: list[Turns] = []
         try:
-            live.wait_for(query.get("tick"), self._limits.answer_seconds)
+            for lane in lanes:
+                if not lane.take(max(deadline - time.monotonic(), 0.0)):
+                    raise LimitError("too many queries about this run at once", hint="Try again.")
+                taken.append(lane)
             answer = live.process.ask(query, self._limits.answer_seconds)
             if live.failure is not None:
                 raise live.failure
@@ -394,40 +429,103 @@ class SessionPool:
                 self._forget(key, live)
             raise live.failure or exc from exc
         finally:
-            live.slots.release()
+            for lane in taken:
+                lane.give()
 
-    def _session(self, key: str, path: Path) -> _Live:
+    # --- sessions that are started because somebody asks ---------------------------------------
+
+    def _enter(self, key: str, path: Path) -> Live:
+        """Return the session of a run, to be left again; all who miss it wait for one start."""
+        while True:
+            with self._lock:
+                live = self._standing(key)
+                if live is not None:
+                    live.busy += 1
+                    return live
+                start = self._starting.get(key)
+                mine = start is None
+                if start is None:
+                    start = self._starting[key] = Future()
+            if not mine:
+                start.result()
+                continue
+            try:
+                live = self._start(key, path)
+                start.set_result(None)
+                return live
+            except BaseException as exc:
+                start.set_exception(exc)
+                raise
+            finally:
+                with self._lock:
+                    del self._starting[key]
+
+    def _standing(self, key: str) -> Live | None:
         live = self._live.get(key)
-        if live is not None and live.process.alive:
-            self._live.move_to_end(key)
-            return live
-        return self._replay(key, path)
-
-    def _replay(self, key: str, path: Path) -> _Live:
-        """Start a session that runs a recorded trace again."""
-        with TraceReader(path) as trace:
-            check_engine(trace.placement.get("engine"))
-            spec, checkpoints = trace.spec, trace.checkpoints()
-            infos, data = trace.image_infos(), trace.images()
-            job = {
-                "op": "replay",
-                "spec": spec,
-                "names": {role: info.name for role, info in infos.items()},
-                "slices": [(row.cpu, row.ticks) for row in trace.slices()],
-                "checkpoints": checkpoints,
-                "last_tick": trace.last_tick,
-                "status": trace.status,
-            }
-        if not data:
-            raise TraceError(
-                f"{path}: cut off before its images were stored", hint="Record the run again."
-            )
-        images = [ImageFile(role, infos[role].name, data[role]) for role in data]
-        live = _Live(self._take_process(), reached=0)
-        live.process.start(job, images)
-        self._add(key, live)
-        self._follow(key, live, dict(checkpoints))
+        if live is None or live.leaving or not live.process.alive:
+            return None
+        self._live.move_to_end(key)
+        live.used_at = time.monotonic()
         return live
+
+    def _start(self, key: str, path: Path) -> Live:
+        """Start a session that runs a recorded trace again, as soon as there is room for it."""
+        standing = self._keep_place(key)
+        if standing is not None:
+            return standing
+        try:
+            job, images, checkpoints = replay_job(path)
+            live = self._new(key, recording=False)
+            live.busy += 1
+            live.process.start(job, images)
+            self._add(key, live)
+        finally:
+            with self._lock:
+                self._reserved.pop(key, None)
+        self._follow(key, live, checkpoints)
+        return live
+
+    def _keep_place(self, key: str) -> Live | None:
+        """Wait until one more session has room, behind all who wait for the same.
+
+        While nobody is idle, the session that began first takes no more questions and ends when it
+        has answered; who asks it later waits like the others.
+
+        Returns:
+            The run's own session if it stands after all; else None, and there is room for one.
+        """
+        deadline = time.monotonic() + self._limits.answer_seconds
+        if not self._door.take(self._limits.answer_seconds):
+            raise LimitError(BUSY, hint="Try again in a moment.")
+        try:
+            while True:
+                with self._moved:
+                    standing = self._live.get(key)
+                    if standing is not None and standing.process.alive:
+                        standing.busy += 1
+                        return standing
+                    ended, fits = self._surplus(key)
+                    if fits:
+                        self._reserved[key] = self._guess(key)
+                    elif not ended:
+                        self._wait_for_room(deadline)
+                for process in ended:
+                    process.kill()
+                if fits:
+                    return None
+        finally:
+            with self._lock:
+                for live in self._live.values():
+                    live.leaving = False
+            self._door.give()
+
+    def _wait_for_room(self, deadline: float) -> None:
+        if time.monotonic() > deadline:
+            raise LimitError(BUSY, hint="Try again in a moment.")
+        replays = [live for live in self._live.values() if not live.recording]
+        if replays:
+            min(replays, key=lambda live: live.began_at).leaving = True
+        self._moved.wait(1.0)
 
 
 def _error_of(writer: TraceWriter) -> BootflowError | None:

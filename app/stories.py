@@ -15,6 +15,7 @@ from app import moments, pages
 from app.at import asker
 from app.checks import report_of
 from app.errors import BadOption
+from app.fresh import notes_of
 from app.index import Run
 from app.owners import own_tokens
 from app.panels import printable
@@ -104,7 +105,7 @@ def _trace(run: Run) -> TraceReader:
 
 def _page(run: Run, reader: TraceReader) -> StoryPage:
     sample = sample_of_run(run.id)
-    notes = [Note(note.tick, note.text) for note in index().notes(run.id)]
+    notes = [Note(note.tick, note.text) for note in notes_of(run.id)]
     if sample is not None:
         notes += pin(sample, report_of(run, reader).seen)
     notes.sort(key=lambda note: note.tick)
@@ -139,9 +140,10 @@ def pin_note(run_id: str) -> AnyResponse:
 @blueprint.app_template_global()
 def notes_at(run_id: str, tick: int) -> tuple[tuple[int, Note], ...]:
     """The notes pinned to a tick, each with its number in the story; for the page of a moment."""
+    if sample_of_run(run_id) is None and not notes_of(run_id):
+        return ()
     run = index().get(run_id)
-    sample = sample_of_run(run_id)
-    if not run.ended or (sample is None and not index().notes(run_id)):
+    if not run.ended:
         return ()
     with _trace(run) as reader:
         notes = _page(run, reader).notes

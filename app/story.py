@@ -6,17 +6,20 @@ No page and no geometry: `pages.py` chooses what to show, `drawing.py` where it 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from app import panels
 from app.axis import Span
-from app.drawing import Mark, Scene
+from app.drawing import Backdrop, Mark, Scene, backdrop
+from app.kept import Kept
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import EVENT_KINDS, Event, TraceReader
 from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, number, verdict
 
 MAX_EVENTS = 4_000
 """Of one kind; more are counted as left out, so that a flood of one kind hides no other."""
+KEPT = 64
+"""Things made of a story that are kept with it; a backdrop is some 50 kB."""
 MAX_LOW_WRITES = 20_000
 """Writes of low memory that the grid of its last writers is made from."""
 
@@ -37,6 +40,8 @@ class Story:
     flag_start: str
     running: bool
     flooded: tuple[str, ...]
+    kept: Kept = field(default_factory=lambda: Kept(KEPT), compare=False, repr=False)
+    """What follows from the story alone and was made once: scene, backdrops, tables of writers."""
 
 
 def story(reader: TraceReader) -> Story:
@@ -82,8 +87,22 @@ def _stopped(reader: TraceReader) -> tuple[int, str] | None:
     return int(end["cpu"] or 0), panels.printable(str(end["text"] or end["reason"]))
 
 
+def whole_run(
+    run_id: str, told: Story, *, width: int, unfold: bool = False, keep: str = ""
+) -> Backdrop:
+    """Return the backdrop of a whole run, drawn once for all its moments."""
+    return told.kept.get(
+        ("backdrop", run_id, width, unfold, keep),
+        lambda: backdrop(scene(run_id, told), width=width, unfold=unfold, keep=keep),
+    )
+
+
 def scene(run_id: str, told: Story) -> Scene:
     """Return what the timeline of a run shows."""
+    return told.kept.get(("scene", run_id), lambda: _scene(run_id, told))
+
+
+def _scene(run_id: str, told: Story) -> Scene:
     drawn = []
     last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():

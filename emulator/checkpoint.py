@@ -74,6 +74,7 @@ class Checkpoints:
         self.reached = 0
         self.standing: list[Checkpoint] = []
         self._stages: dict[int, list[tuple[int, str]]] = {}
+        self._turns: list[int] = []
         self._trail: list[npt.NDArray[np.int64]] = []
         self._forking = 0.0
         self.broken = False
@@ -100,6 +101,15 @@ class Checkpoints:
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""
         self._stages.setdefault(cpu, []).append((tick, stage))
+
+    def note_turn(self, tick: int) -> None:
+        """Take note of a tick at which more happened than instructions that retired."""
+        self._turns.append(tick)
+
+    def is_plain(self, first_tick: int, last_tick: int) -> bool:
+        """Between two ticks nothing happened but instructions that retired."""
+        at = bisect_right(self._turns, first_tick - 3)
+        return at == len(self._turns) or self._turns[at] > last_tick + 2
 
     def stage_at(self, tick: int, cpu: int) -> str:
         """The stage in which a CPU ran the instruction that made this tick."""
@@ -195,6 +205,8 @@ class Checkpoints:
         kind = QUERIES[query["q"]]
         first = max(0, kind.first_tick(query))
         last = min(self.reached, kind.last_tick(query))
+        if query["q"] == "window":
+            query = query | {"plain": self.is_plain(first, last)}
         self.ask_at(self.index_at(first), last, query, fd)
 
     def ask_at(self, index: int, last_tick: int, query: Record, fd: int) -> None:

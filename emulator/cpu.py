@@ -119,6 +119,7 @@ class Cpu:
         self._state = state
         self._ram = ram
         self._code_hooks: set[tuple[int, str]] = set()
+        self._see: Callable[[int], None] | None = None
         uc: Any = unicorn.Uc(
             unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN
         )
@@ -247,6 +248,8 @@ class Cpu:
         s, host = self._state, self._ram[0] + physical
 
         def answer(uc: Any, at: int, size: int, _: Any) -> None:
+            if self._see is not None:
+                self._see(at)
             order = "<I" if self.msr & MSR_LE else ">I"
             (word,) = struct.unpack(order, ctypes.string_at(host, 4))
             if not is_timebase(word):
@@ -278,6 +281,12 @@ class Cpu:
             self._uc.ctl_flush_tb()
 
         return end
+
+    def see_instructions(self, see: Callable[[int], None]) -> None:
+        """Call see(nip) before every instruction, from now on; before an mftb twice."""
+        self._see = see
+        self._uc.hook_add(_HOOK_CODE, lambda uc, address, size, _: see(address))
+        self._uc.ctl_flush_tb()
 
     def look_for(self, lo: int, hi: int, kind: int) -> None:
         """Have `native.on_hit` called for accesses of physical [lo, hi), from now on.

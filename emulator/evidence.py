@@ -173,6 +173,20 @@ class Evidence:
         """Secondaries coming to low memory, in order."""
         return tuple(e for e in self.entries if e.place == "low" and e.cpu != self.boot_cpu)
 
+    @property
+    def purgatory_ticks(self) -> int:
+        """Instructions between purgatory's entry and the kernel's, or the end of the run."""
+        first, entry = self.entered("purgatory"), self.entered("kernel")
+        last = entry.tick if entry is not None else number(self.end.get("tick"))
+        return 0 if first is None else last - first.tick
+
+    @property
+    def loaded_bytes(self) -> int:
+        """What the loader took its digest of: all segments but purgatory, in memory."""
+        own = ("purgatory", "stack", "handover")
+        rows = self.placement.get("segments", [])
+        return sum(int(row["mem"]) for row in rows if row["name"] not in own)
+
     @cached_property
     def low_writes(self) -> tuple[Touch, ...]:
         """Writes into real 0x0-0xff, each with the bytes that it found there."""
@@ -260,13 +274,9 @@ class Evidence:
     def flag(self) -> Flag | None:
         """The flag that the kernel asked; if it never came to ask, the one that it shows."""
         entry = self.entered("kernel")
-        for touch in self.accesses:
-            if touch.write or (self.decided_tick is not None and touch.tick > self.decided_tick):
-                continue
+        for touch in self._questions:
             for flag in FLAGS:
-                if touch.covers(flag.at, flag.size) and (touch.at, touch.size) == (
-                    flag.at, flag.size,
-                ):  # fmt: skip
+                if (touch.at, touch.size) == (flag.at, flag.size):
                     return flag
         if (entry is None or self.decided_tick is None) and self.has_magic:
             return FLAGS[0]
@@ -286,16 +296,26 @@ class Evidence:
     @cached_property
     def flag_reads(self) -> tuple[Touch, ...]:
         """The kernel's reads of its flag, until it had decided."""
-        flag, decided = self.flag, self.decided_tick
-        if flag is None:
-            return ()
-        return tuple(
+        flag = self.flag
+        return tuple(t for t in self._questions if flag and t.covers(flag.at, flag.size))
+
+    @cached_property
+    def _questions(self) -> tuple[Touch, ...]:
+        """The kernel's reads of its own head that ask for one word, until it had decided.
+
+        An instruction that reads other words of the head too passes over it, to copy it or to sum
+        it up, whatever it finds there: it asks nothing.
+        """
+        decided = self.decided_tick
+        reads = [
             touch
             for touch in self.accesses
-            if not touch.write
-            and touch.covers(flag.at, flag.size)
-            and (decided is None or touch.tick <= decided)
-        )
+            if not touch.write and (decided is None or touch.tick <= decided)
+        ]
+        places: dict[int, set[int]] = {}
+        for touch in reads:
+            places.setdefault(touch.nip & EA_MASK, set()).add(touch.at)
+        return tuple(touch for touch in reads if len(places[touch.nip & EA_MASK]) == 1)
 
     @cached_property
     def head_writes(self) -> tuple[Touch, ...]:

@@ -171,7 +171,7 @@ class _Teller:
             found = self._ask(query | {"register": register})
             setter = found if found.get("found") else None
         if setter is None:
-            return [Part(f"{shown} is what the old kernel left there")]
+            return [Part(f"{shown} has not changed since the old kernel")]
         if value is None:
             value = number(setter["changed"].get(register, ["", ""])[1])
             shown = (

@@ -101,14 +101,13 @@ class LoadSegment:
 
 
 @dataclass(frozen=True)
-class KernelImage:
-    """A checked vmlinux."""
+class _CheckedElf:
+    """What a kernel and a purgatory have in common."""
 
     name: str
     upload: bytes
     """The file as given; its hash names it."""
     parsed: ElfFile
-    segments: tuple[LoadSegment, ...]
 
     @cached_property
     def sha256(self) -> str:
@@ -117,7 +116,7 @@ class KernelImage:
 
     @property
     def big_endian(self) -> bool:
-        """Byte order of the data; the first instruction is big-endian in any case."""
+        """Byte order of the data, and of the code but for a kernel's first instruction."""
         return self.parsed.big_endian
 
     @property
@@ -127,8 +126,15 @@ class KernelImage:
 
     @property
     def elf(self) -> bytes | memoryview:
-        """The unpacked ELF file."""
+        """The ELF file itself, unpacked."""
         return self.parsed.data
+
+
+@dataclass(frozen=True)
+class KernelImage(_CheckedElf):
+    """A checked vmlinux."""
+
+    segments: tuple[LoadSegment, ...]
 
     @property
     def entry_vaddr(self) -> int:
@@ -158,34 +164,11 @@ class KernelImage:
 
 
 @dataclass(frozen=True)
-class PurgatoryImage:
+class PurgatoryImage(_CheckedElf):
     """A checked purgatory: an ET_REL ELF file, wherever it was found."""
 
-    name: str
-    upload: bytes
-    parsed: ElfFile
     found: str
     """Where: "purgatory.ro", "inside a kexec binary at offset 0x...", ..."""
-
-    @cached_property
-    def sha256(self) -> str:
-        """Of the file as given."""
-        return hashlib.sha256(self.upload).hexdigest()
-
-    @property
-    def big_endian(self) -> bool:
-        """Byte order of code and data."""
-        return self.parsed.big_endian
-
-    @property
-    def abi(self) -> int:
-        """ELF ABI, 1 or 2."""
-        return self.parsed.abi
-
-    @property
-    def elf(self) -> bytes | memoryview:
-        """The ET_REL file itself."""
-        return self.parsed.data
 
 
 def looks_like(data: bytes | memoryview) -> str:

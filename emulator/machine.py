@@ -75,8 +75,8 @@ _SRR1_CLEARED: Final = 0x783F0000
 
 Hypercall = Callable[["Machine", int, list[int]], list[int] | str]
 """(machine, cpu, r3..r12) -> new values of r3.. ; or a text: the run stops and says it."""
-OnException = Callable[[int, str, int, int], None]
-"""(cpu, name, vector, nip) called before an exception is delivered to the guest."""
+OnException = Callable[[int, str, int, int], str]
+"""(cpu, name, vector, nip) called before an exception is delivered; a text ends the run."""
 
 
 _PAGE_DIGEST: Final = np.dtype([("page", "<u8"), ("digest", "V16")])
@@ -398,14 +398,14 @@ class Machine:
     def _deliver(self, cpu: Cpu, vector: int, name: str, srr0: int, srr1: int) -> Stop | None:
         """Take an interrupt the way a guest of a hypervisor does (Power ISA 3.1 Book III 7.5)."""
         msr = cpu.msr
-        if self._on_exception:
-            self._on_exception(cpu.number, name, vector, srr0)
+        storm = self._on_exception(cpu.number, name, vector, srr0) if self._on_exception else ""
         again = self._delivered_at == self.tick
         self._delivered_at = self.tick
         self._delivered_here = self._delivered_here + 1 if again else 0
-        if self._delivered_here > 2 or self.read(vector, 4) == bytes(4):
+        if storm or self._delivered_here > 2 or self.read(vector, 4) == bytes(4):
             cpu.set_registers({"nip": srr0})
-            return Stop("fault", f"{name} (0x{vector:x}) with no handler at its vector")
+            text = storm or f"{name} (0x{vector:x}) with no handler at its vector"
+            return Stop("fault", text)
         new = MSR_SF | (msr & MSR_ME)
         if self.interrupts_little_endian:
             new |= MSR_LE

@@ -16,7 +16,7 @@ import numpy as np
 
 from emulator import native
 from emulator.census import Census
-from emulator.cpu import Cpu
+from emulator.cpu import Cpu, Registers
 from emulator.disassembly import disassemble
 from emulator.errors import DivergenceError, LimitError
 from emulator.machine import Machine
@@ -43,6 +43,8 @@ def run_slice(run: Run, cpu: int, until_tick: int) -> None:
     while run.machine.tick < until_tick:
         begin = run.machine.tick
         stop = run.advance(cpu, until_tick, exact=True)
+        if run.machine.tick == until_tick:
+            return  # a fault right there is the end of the record
         if stop.why == "fault" or (run.machine.tick == begin and stop.why == "limit"):
             nip, symbol, _ = run.where(cpu)
             raise DivergenceError(
@@ -123,71 +125,126 @@ def _window(path: Path, query: Record) -> Record:
     """The instructions that retired up to a tick and after it, each with what it changed.
 
     With "state" in the question, the state at the tick comes with it: one replay instead of two.
+    With "plain", which the session adds where no stage, hypercall or exception is near, all run in
+    one go and are watched; else one by one, which takes three times as long.
     """
     tick, run = query["tick"], path.run
     path.goto(max(0, tick - _before(query)))
-    state = run.state() if query.get("state") and run.machine.tick == tick else None
+    wanted, state = bool(query.get("state")), None
+    if wanted and run.machine.tick == tick:
+        state = run.state()
     run.machine.set_watches(())
-    steps: list[Record] = []
-    accesses: list[tuple[int, int, bytes]] = []
-
-    def see(kind: int, addr: int, size: int) -> None:
-        if addr + size <= run.machine.ram_bytes:
-            accesses.append((kind, addr, run.machine.read(addr, size)))
-
-    for cpu in run.machine.cpus:
-        cpu.see_memory(see)
+    watcher = _Watcher(run)
+    if query.get("plain"):
+        for cpu in run.machine.cpus:
+            cpu.see_instructions(watcher.see)
     for number, end in path.segments(tick + _after(query)):
-        while run.machine.tick < end:
-            steps.append(_step(run, number, accesses))
-            if query.get("state") and run.machine.tick == tick:
+        for stop in (tick, end) if run.machine.tick < tick < end else (end,):
+            if query.get("plain"):
+                watcher.run_watched(number, stop)
+            else:
+                watcher.run_stepwise(number, stop)
+            if wanted and run.machine.tick == tick:
                 state = run.state()
-    return {"tick": tick, "steps": steps} | ({} if state is None else {"state": state})
+    return {"tick": tick, "steps": watcher.steps} | ({} if state is None else {"state": state})
 
 
-def _step(run: Run, number: int, accesses: list[tuple[int, int, bytes]]) -> Record:
-    """Run one instruction of a CPU and say what it did."""
-    machine = run.machine
-    cpu = machine.cpus[number]
-    before, (nip, symbol, stage) = cpu.registers(), run.where(number)
-    word, little = machine.fetch_word(cpu, nip), bool(before.msr & MSR_LE)
-    accesses.clear()
-    run_slice(run, number, machine.tick + 1)
-    after = cpu.registers()
-    names = before.named()
-    changed = {
-        name: [hex64(names[name]), hex64(value)]
-        for name, value in after.named().items()
-        if value != names[name] and name != "nip"
-    }
-    memory = []
-    for kind, addr, old in accesses:
-        new = machine.read(addr, len(old))
-        value, was = (int.from_bytes(raw, "little" if little else "big") for raw in (new, old))
-        memory.append(
+class _Watcher:
+    """Notes every instruction that retires: what it was, and what it changed."""
+
+    def __init__(self, run: Run) -> None:
+        self.steps: list[Record] = []
+        self._run = run
+        self._accesses: list[tuple[int, int, bytes]] = []
+        self._begun: tuple[int, int, int, str, Registers] | None = None
+        """Tick, NIP, word, stage and registers before the instruction that runs now."""
+        self._number, self._end = 0, 0
+        for cpu in run.machine.cpus:
+            cpu.see_memory(self._touch)
+
+    def _touch(self, kind: int, addr: int, size: int) -> None:
+        if addr + size <= self._run.machine.ram_bytes:
+            self._accesses.append((kind, addr, self._run.machine.read(addr, size)))
+
+    def run_stepwise(self, number: int, end: int) -> None:
+        """Run a CPU to a tick, one instruction at a time: right wherever it is interrupted."""
+        machine, cpu = self._run.machine, self._run.machine.cpus[number]
+        self._number, now = number, cpu.registers()
+        while machine.tick < end:
+            self._begin(machine.tick, cpu.nip, now)
+            run_slice(self._run, number, machine.tick + 1)
+            now = cpu.registers()
+            self._close(now)
+
+    def run_watched(self, number: int, end: int) -> None:
+        """Run a CPU to a tick in one go, noting each instruction before it runs."""
+        begin, count = self._run.machine.tick, len(self.steps)
+        self._number, self._end = number, end
+        run_slice(self._run, number, end)
+        self._close(self._run.machine.cpus[number].registers())
+        if [row["tick"] for row in self.steps[count:]] != list(range(begin + 1, end + 1)):
+            raise DivergenceError(
+                f"the instructions of ticks {begin + 1} to {end} could not be told apart",
+                hint="This is a bug of bootflow: please report it with the trace.",
+            )
+
+    def see(self, nip: int) -> None:
+        """Take note of an instruction that is about to run; the first call for a tick counts."""
+        s = self._run.machine.state
+        signed = nip - (1 << 64) if nip >> 63 else nip
+        tick = int(s[native.TICK]) + (signed - int(s[native.BLOCK_PC]) >> 2)
+        if tick < self._end and (self._begun is None or self._begun[0] != tick):
+            now = self._run.machine.cpus[self._number].registers()
+            self._close(now)
+            self._begin(tick, nip, now)
+
+    def _begin(self, tick: int, nip: int, now: Registers) -> None:
+        cpu = self._run.machine.cpus[self._number]
+        self._accesses.clear()
+        word, stage = (
+            self._run.machine.fetch_word(cpu, nip),
+            self._run.tracker.cpus[self._number].stage,
+        )
+        self._begun = tick, nip, word, stage, now
+
+    def _close(self, after: Registers) -> None:
+        """Note what the instruction that ran has changed."""
+        if self._begun is None:
+            return
+        tick, nip, word, stage, before = self._begun
+        self._begun, names = None, before.named()
+        little = bool(before.msr & MSR_LE)
+        raw_word = word.to_bytes(4, "little" if little else "big")
+        self.steps.append(
             {
-                "kind": "w" if kind == ACCESS_WRITE else "r",
-                "addr": hex64(addr),
-                "size": len(old),
-                "value": hex64(value),
-                "old": hex64(was),
+                "tick": tick + 1,
+                "cpu": self._number,
+                "nip": hex64(nip),
+                "word": f"0x{word:08x}",
+                "bytes": raw_word.hex(),
+                "text": disassemble(raw_word, nip, big_endian=not little)[0].text,
+                "symbol": self._run.names.name_at(nip),
+                "stage": stage,
+                "le": little,
+                "changed": {
+                    name: [hex64(names[name]), hex64(value)]
+                    for name, value in after.named().items()
+                    if value != names[name] and name != "nip"
+                },
+                "memory": [self._access(*row, little) for row in self._accesses],
             }
         )
-    raw_word = word.to_bytes(4, "little" if little else "big")
-    line = disassemble(raw_word, nip, big_endian=not little)[0]
-    return {
-        "tick": machine.tick,
-        "cpu": number,
-        "nip": hex64(nip),
-        "word": f"0x{word:08x}",
-        "bytes": raw_word.hex(),
-        "text": line.text,
-        "symbol": symbol,
-        "stage": stage,
-        "le": little,
-        "changed": changed,
-        "memory": memory,
-    }
+
+    def _access(self, kind: int, addr: int, old: bytes, little: bool) -> Record:
+        new = self._run.machine.read(addr, len(old))
+        value, was = (int.from_bytes(raw, "little" if little else "big") for raw in (new, old))
+        return {
+            "kind": "w" if kind == ACCESS_WRITE else "r",
+            "addr": hex64(addr),
+            "size": len(old),
+            "value": hex64(value),
+            "old": hex64(was),
+        }
 
 
 # --- hits: accesses of a piece of memory within one stretch ---------------------------------------

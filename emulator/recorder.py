@@ -29,6 +29,7 @@ from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
 from emulator.schedule import Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
+from emulator.storms import Room
 
 DEFAULT_QUANTUM: Final = 1000
 DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
@@ -270,6 +271,8 @@ class Recorder:
         self.schedule = self.spec.make_schedule()
         if isinstance(self.schedule, Adversary):
             emit = _telling(self.schedule, emit)
+        self._room = Room()
+        emit = self._counted(emit)
         self.run = prepared.start(emit)
         if isinstance(self.schedule, Adversary):
             self.schedule.attach(lambda: self.run.machine.tick)
@@ -280,6 +283,15 @@ class Recorder:
         self._steps_in_low: dict[int, int] = {}
         self._last_checkpoint = 0
         self._bases_seen = {"hand-over"}
+
+    def _counted(self, emit: Emit) -> Emit:
+        """Count what is emitted, for the room that is left in the trace."""
+
+        def count(record: Record) -> None:
+            self._room.note(record["t"])
+            emit(record)
+
+        return count
 
     def record(self) -> Record:
         """Run to the end; returns the end record, which has been emitted too."""
@@ -426,7 +438,7 @@ class Recorder:
         spec, tick = self.spec, self.run.machine.tick
         if stop.why == "fault":
             return self._end(
-                "fault", f"{self.run.where(cpu)[1] or 'unknown code'}: {stop.text}", cpu
+                "fault", f"{self.run.where(cpu)[1] or self._end_nip(cpu)}: {stop.text}", cpu
             )
         reached = self.run.tracker.until_reached
         if reached is not None:
@@ -441,6 +453,9 @@ class Recorder:
             if others:
                 text += f", {others} secondar{'y' if others == 1 else 'ies'} released"
             return self._end("complete", text, self.run.placement.boot_cpu, ok=True)
+        if self._room.full:
+            text = f"the trace has no room for more rows of table {self._room.full}"
+            return self._end("limit", text, cpu)
         if tick >= spec.limit_ticks:
             return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
         return None

@@ -28,6 +28,7 @@ from emulator.placement import Placement
 from emulator.ppc64 import MSR_LE
 from emulator.schedule import mix
 from emulator.stages import Change, CodeRow, StageTracker, code_rows, native_ranges
+from emulator.storms import Storms
 
 Record = dict[str, Any]
 Emit = Callable[[Record], None]
@@ -71,7 +72,9 @@ class Run:
         self._entered: set[str] = set()
         """Regions of which the first entry has been noted, so that no stop is needed there."""
         self._arrivals: dict[tuple[int, int], Arrival] = {}
-        self._interrupted_at: tuple[int, int] = (-1, -1)
+        self._interrupted: set[tuple[int, int]] = set()
+        """(cpu, tick) of each exception since the log was drained."""
+        self._storms = Storms()
         self.facts = Facts(placement)
         rows = self._code_rows(moved=False)
         self.tracker = StageTracker(rows, len(placement.cpu_ids), placement.boot_cpu)
@@ -178,9 +181,10 @@ class Run:
             else:
                 self._note_access(row)
         self._arrivals.clear()
+        self._interrupted.clear()
 
     def _note_range(self, row: Access) -> None:
-        interrupted = self._interrupted_at == (row.cpu, row.tick)
+        interrupted = (row.cpu, row.tick) in self._interrupted
         came_from = self.tracker.cpus[row.cpu].region
         change = self.tracker.enter(row.tick, row.cpu, row.nip, row.value, interrupted=interrupted)
         if change is not None:
@@ -314,12 +318,15 @@ class Run:
         nip = self.machine.cpus[cpu].nip - 4
         self.event("hypercall", self.machine.tick, cpu, nip, value=number, text=text)
 
-    def _note_exception(self, cpu: int, name: str, vector: int, nip: int) -> None:
-        self._interrupted_at = (cpu, self.machine.tick)
+    def _note_exception(self, cpu: int, name: str, vector: int, nip: int) -> str:
+        self._interrupted.add((cpu, self.machine.tick))
         self.event("exception", self.machine.tick, cpu, nip, value=vector, text=name)
+        return self._storms.note(cpu, self.machine.tick, name, nip)
 
     def _put_console(self, cpu: int, data: bytes) -> None:
         self.tracker.called(cpu)
+        if not data:
+            return
         tick = self.machine.tick
         self._emit({"t": "console", "tick": tick, "cpu": cpu, "data": data.hex()})
         nip = self.machine.cpus[cpu].nip - 4

@@ -39,6 +39,8 @@ MAX_MESSAGE_BYTES: Final = 128 << 10
 ASKED: Final = ("state", "window")
 """Queries that a checkpoint answers to anyone; the others are parts of searches."""
 FLUSH_SECONDS: Final = 0.05
+TURNS: Final = ("stage", "hypercall", "exception", "cpu-released", "end")
+"""Events where a CPU does more than retire instructions."""
 
 
 def serve(job: Mapping[str, Any], images: Mapping[str, bytes], control: socket.socket) -> None:
@@ -104,6 +106,8 @@ class _Session:
 
     def note(self, record: Record) -> None:
         """Keep what answers questions without a replay."""
+        if record.get("kind") in TURNS:
+            self.checkpoints.note_turn(record["tick"])
         if record.get("kind") == "low-write":
             self.low_writes.append(record)
         elif record.get("kind") == "stage":

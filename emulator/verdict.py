@@ -7,12 +7,14 @@ kernel that moved all the same is told as just that.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from emulator.evidence import Evidence
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
+from emulator.rules import as_sentence
 from emulator.trace import Event, TraceReader
 
 FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
@@ -92,11 +94,14 @@ def verdict(reader: TraceReader) -> Verdict:
         int(spec.get("cpus", 1)),
         reader.last_tick,
     )
-    touches = _touches(reader, row, kernel_addr)
+    found = [*reader.events("flag-write"), *reader.events("flag-read")]
     asked = _asked(spec, placement)
     outcome = _outcome(row, int(spec.get("boot_cpu", 0)), kernel_addr)
     if reader.facts is not None:
-        outcome = _seen_outcome(Evidence.of_trace(reader), row, outcome)
+        seen = Evidence.of_trace(reader)
+        outcome = _seen_outcome(seen, row, outcome)
+        found = _seen_touches(seen)
+    touches = _touches(reader, found, row, kernel_addr)
     word = _word(reader, outcome)
     custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
     sentence = _sentence(reader, word, asked, touches, kernel_addr)
@@ -104,9 +109,23 @@ def verdict(reader: TraceReader) -> Verdict:
     return Verdict(word, asked, sentence, lines, custody)
 
 
-def _touches(reader: TraceReader, row: Lanes, kernel_addr: int | None) -> tuple[Step, ...]:
+def _seen_touches(seen: Evidence) -> list[Event]:
+    """The accesses to the flag that the kernel asked, whether or not the image names it."""
+    return [
+        Event(
+            touch.tick, touch.cpu, "flag-write" if touch.write else "flag-read",
+            hex(seen.kernel_addr + touch.at), touch.size, hex(touch.value), hex(touch.nip),
+            touch.symbol, "",
+        )
+        for touch in (*seen.flag_writes, *seen.flag_reads)
+        if touch.stage in ("purgatory", *KERNEL_STAGES)
+    ]  # fmt: skip
+
+
+def _touches(
+    reader: TraceReader, found: Iterable[Event], row: Lanes, kernel_addr: int | None
+) -> tuple[Step, ...]:
     """Return the writes of the kernel's flag, and its reads by the kernel, in order."""
-    found = [*reader.events("flag-write"), *reader.events("flag-read")]
     steps: list[Step] = []
     value = flag_at_start(reader.spec, reader.placement)
     for event in sorted(found, key=lambda event: event.tick):
@@ -267,8 +286,7 @@ def _end_text(reader: TraceReader) -> str:
         text = f"The recording was {reader.status}" + (
             f": {reader.meta('why')}" if reader.meta("why") else ""
         )
-    text = text[:1].upper() + text[1:]
-    return text if text.endswith(".") else f"{text}."
+    return as_sentence(text)
 
 
 def _lines(

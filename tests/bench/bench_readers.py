@@ -1,10 +1,15 @@
-"""Many readers at once: 200 page through one run, then 50 through ten runs, a minute each.
+"""Readers: one alone on a warm session, 200 who page through one run, 50 through ten runs.
 
-Measured on loopback against `bootflow serve`: every reader keeps a connection, opens a random
-moment (HTML, gzip, no browser cache), reads it for 0.5 to 1.5 seconds, and turns the page; every
-fifth page is a step to the neighbour, as a fragment. What is printed: pages, pages a second, median
-and 99th percentile of the time to the last byte, errors (any status but 200), and the largest
-memory of server, worker and sessions together (proportional set size).
+Measured on loopback against `bootflow serve`; times are from the request to the last byte, bytes
+those of the compressed body. The reader alone opens moments that nobody has seen yet, and after
+each steps to its neighbour, as htmx asks for it; the bars are those of the page: a first view in
+150 ms and 100 kB, a move of the cursor in 100 ms and 30 kB.
+
+Of the many, every one keeps a connection, opens a random moment (HTML, gzip, no browser cache),
+reads it for 0.5 to 1.5 seconds, and turns the page; every fifth page is a step to the neighbour, as
+a fragment. What is printed: pages, pages a second, median and 99th percentile, errors (any status
+but 200), the largest memory of server, worker and sessions together (proportional set size, looked
+at every ten seconds: it costs 2 ms a process), and the load that the machine had before.
 
     bench_readers.py [SECONDS] [sample | debian]
 """
@@ -29,6 +34,9 @@ from app.debian import find_debian_pair
 from emulator.samples import SAMPLES
 
 ROOT = Path(__file__).parents[2]
+FRAGMENT = {"HX-Request": "true", "HX-Boosted": "true"}
+ALONE_PAGES = 200
+MEMORY_SECONDS = 10.0
 
 
 @dataclass
@@ -64,7 +72,7 @@ def reader(port: int, runs: list[tuple[str, int]], until: float, seed: int, tall
         headers = {"Accept-Encoding": "gzip"}
         if pick.random() < 0.2:
             tick = min(tick + 1, last)
-            headers |= {"HX-Request": "true", "HX-Boosted": "true"}
+            headers |= FRAGMENT
         else:
             run_id, last = pick.choice(runs)
             tick = pick.randrange(last)
@@ -120,6 +128,40 @@ def upload(url: str, kernel: Path, purgatory: Path, mode: str, seed: int) -> tup
         time.sleep(0.3)
 
 
+def at(values: list[float], share: float) -> float:
+    """Return the value below which a share of them lies."""
+    ranked = sorted(values)
+    return ranked[min(int(len(ranked) * share), len(ranked) - 1)]
+
+
+def measure_alone(name: str, url: str, run: tuple[str, int], pages: int) -> None:
+    """Let one reader open moments of a warm session, and step from each to the next."""
+    run_id, last = run
+    pick = random.Random(0)
+    link = http.client.HTTPConnection("127.0.0.1", int(url.rsplit(":", 1)[1]), timeout=120)
+    kinds: dict[str, tuple[list[float], list[float]]] = {}
+    for _ in range(pages):
+        tick = pick.randrange(last)
+        for kind, more, shown in (
+            ("first view (bar 150 ms, 100 kB)", {}, tick),
+            ("cursor move (bar 100 ms, 30 kB)", FRAGMENT, tick + 1),
+        ):
+            begin = time.monotonic()
+            link.request("GET", f"/t/{run_id}/{shown}/", headers={"Accept-Encoding": "gzip"} | more)
+            answer = link.getresponse()
+            size = len(answer.read())
+            assert answer.status == 200, answer.status
+            times, sizes = kinds.setdefault(kind, ([], []))
+            times.append((time.monotonic() - begin) * 1000)
+            sizes.append(size / 1000)
+    link.close()
+    for kind, (times, sizes) in kinds.items():
+        print(
+            f"{name}, {kind}: median {at(times, 0.5):.0f} ms  p99 {at(times, 0.99):.0f} ms"
+            f"  largest {max(times):.0f} ms  {at(sizes, 0.5):.1f} kB, at most {max(sizes):.1f} kB"
+        )
+
+
 def measure(
     name: str, url: str, runs: list[tuple[str, int]], readers: int, seconds: float, pid: int
 ) -> None:
@@ -135,16 +177,17 @@ def measure(
     ]
     for thread in threads:
         thread.start()
-    most = 0
+    most, look_at = 0, 0.0
     while any(thread.is_alive() for thread in threads):
-        most = max(most, memory_bytes(pid))
-        time.sleep(2)
-    lasted, times = time.monotonic() - begin, sorted(tally.times)
-    middle, high = times[len(times) // 2], times[min(int(len(times) * 0.99), len(times) - 1)]
+        if time.monotonic() >= look_at:
+            most = max(most, memory_bytes(pid))
+            look_at = time.monotonic() + MEMORY_SECONDS
+        time.sleep(0.2)
+    lasted, times = time.monotonic() - begin, tally.times
     print(
         f"{name:28} {len(times):6} pages {len(times) / lasted:6.1f}/s"
-        f"  median {middle * 1000:6.0f} ms"
-        f"  p99 {high * 1000:6.0f} ms  largest {times[-1] * 1000:6.0f} ms"
+        f"  median {at(times, 0.5) * 1000:6.0f} ms"
+        f"  p99 {at(times, 0.99) * 1000:6.0f} ms  largest {max(times) * 1000:6.0f} ms"
         f"  {tally.bytes / max(len(times), 1) / 1000:5.1f} kB a page"
         f"  errors {tally.errors or 'none'}"
         f"  memory {most / 2**20:,.0f} MiB"
@@ -172,6 +215,10 @@ def main() -> None:
                 files = (pair.vmlinux, pair.kexec) if pair else (kernel, purgatory)
                 one = upload(url, *files, "load-panic", 0)
                 which = "the Debian pair" if pair else "a sample pair"
+                urllib.request.urlopen(f"{url}/t/{one[0]}/{one[1]}/").read()
+                time.sleep(5)  # the census of a session that has just ended its recording
+                print(f"load of the machine before: {os.getloadavg()[0]:.1f}")
+                measure_alone(f"one reader, {which}", url, one, ALONE_PAGES)
                 measure(f"200 readers, {which}", url, [one], 200, seconds, server.pid)
                 modes = [("load-panic", "load")[i % 2] for i in range(10)]
                 ten = [upload(url, kernel, purgatory, m, i + 1) for i, m in enumerate(modes)]

@@ -184,7 +184,10 @@ def test_crowd_of_processes_is_ended(
 def test_shortage_of_memory_ends_idle_sessions_first(pool: SessionPool, tmp_path: Path) -> None:
     record(pool, tmp_path / "old")
     record(pool, tmp_path / "new")
-    pool._end_oldest()
+    for live in pool._live.values():
+        live.bytes = 100
+    pool._live["old"].bytes = 200
+    pool._end_largest()
     state = {"q": "state", "tick": 1}
     assert pool.query("new", tmp_path / "new", state)["op"] == "record"
     assert pool.query("old", tmp_path / "old", state)["op"] == "replay"

@@ -1,3 +1,4 @@
+import gzip
 import io
 import json
 import re
@@ -10,7 +11,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 
-from app import create_app
+from app import create_app, fresh
 from app.index import Index, trace_path, upload_path
 from emulator.errors import SessionError
 from emulator.trace import TraceWriter
@@ -288,14 +289,79 @@ def test_text_is_ascii_of_75_columns(site: Site, what: str) -> None:
     assert max(map(len, answer.text.splitlines())) <= 75
 
 
-def test_finished_pages_may_be_kept_for_ever(site: Site) -> None:
+PATHS = ("/t/{}/", "/t/{}/5/", "/t/{}/5.json", "/t/{}/5.txt", "/t/{}/5.svg", "/t/{}/5/embed")
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/t/{}/5.png", "/t/{}/check/"])
+@pytest.mark.parametrize("accepts", ["gzip", "identity"])
+def test_finished_pages_are_kept_and_asked_about(site: Site, path: str, accepts: str) -> None:
     run_id, _ = site.add()
-    kept = {f"/t/{run_id}/": "max-age=60", f"/t/{run_id}/5/": "immutable"}
-    for path, words in {**kept, f"/t/{run_id}/5.json": "immutable"}.items():
-        answer = site.client.get(path)
-        assert words in answer.headers["Cache-Control"]
-        again = site.client.get(path, headers={"If-None-Match": answer.headers["ETag"]})
+    path, headers = path.format(run_id), {"Accept-Encoding": accepts}
+    answer = site.client.get(path, headers=headers)
+    assert answer.headers["Cache-Control"] == "private, no-cache"
+    for known in (answer.headers["ETag"], f'"else", {answer.headers["ETag"]}'):
+        again = site.client.get(path, headers={**headers, "If-None-Match": known})
         assert (again.status_code, again.data) == (304, b"")
+        assert again.headers["Cache-Control"] == "private, no-cache"
+        assert again.headers["ETag"].removeprefix("W/") == answer.headers["ETag"].removeprefix("W/")
+    other = site.client.get(path, headers={**headers, "If-None-Match": '"else"'})
+    assert (other.status_code, other.data) == (200, answer.data)
+
+
+def test_reader_who_has_the_page_costs_no_session_a_question(site: Site) -> None:
+    run_id, _ = site.add()
+    path = f"/t/{run_id}/5/"
+    tag = site.client.get(path).headers["ETag"]
+    site.app.config["QUERY"] = None  # whoever asks now fails
+    assert site.client.get(path, headers={"If-None-Match": tag}).status_code == 304
+    packed = site.client.get(path, headers={"Accept-Encoding": "gzip"})
+    plain = site.client.get(path)
+    assert gzip.decompress(packed.data) == plain.data
+    assert packed.headers["ETag"] == f"W/{plain.headers['ETag']}"
+    assert site.client.get(f"/t/{run_id}/7/").status_code == 500
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_title_and_note_change_at_once(site: Site, path: str) -> None:
+    run_id, token = site.add()
+    path, titled = path.format(run_id), not path.endswith(".svg")
+    before = site.client.get(path)
+    form = {"token": token, "title": "a better title", "note": "what it shows"}
+    assert site.client.post(f"/t/{run_id}/edit", data=form).status_code == 303
+    after = site.client.get(path, headers={"If-None-Match": before.headers["ETag"]})
+    assert after.status_code == 200
+    assert ("a better title" in after.text) is titled
+    assert site.client.get(path).data == after.data
+
+
+def test_pinned_note_is_seen_at_once(site: Site) -> None:
+    run_id, token = site.add()
+    tag = site.client.get(f"/t/{run_id}/5/").headers["ETag"]
+    form = {"token": token, "tick": "5", "text": "look here"}
+    assert site.client.post(f"/t/{run_id}/story/", data=form).status_code == 303
+    after = site.client.get(f"/t/{run_id}/5/", headers={"If-None-Match": tag})
+    assert (after.status_code, "look here" in after.text) == (200, True)
+
+
+def test_parts_for_htmx_are_other_bodies_than_pages(site: Site) -> None:
+    run_id, _ = site.add()
+    boosted = {"HX-Request": "true", "HX-Boosted": "true"}
+    page = site.client.get(f"/t/{run_id}/5/")
+    part = site.client.get(f"/t/{run_id}/5/", headers=boosted)
+    assert page.text.startswith("<!doctype html>")
+    assert part.text.startswith("<title>")
+    assert site.client.get(f"/t/{run_id}/5/").data == page.data
+    assert site.client.get(f"/t/{run_id}/5/", headers=boosted).data == part.data
+
+
+def test_kept_bodies_are_bounded(site: Site) -> None:
+    run_id, _ = site.add()
+    bodies = fresh.Bodies(kept_bytes=30_000)
+    site.app.extensions["bootflow.bodies"] = bodies
+    for tick in range(12):
+        assert site.client.get(f"/t/{run_id}/{tick}/").status_code == 200
+        assert bodies._bytes == sum(len(body) for body, _ in bodies._kept.values()) <= 30_000
+    assert 1 <= len(bodies._kept) < 12
 
 
 def test_every_answer_is_strict(site: Site) -> None:
