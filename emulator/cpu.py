@@ -46,8 +46,8 @@ TCG_BUFFER_BYTES: Final = 256 << 20
 """Translation buffer of a CPU: reserved, touched as needed; a kernel's boot needs about 60 MB."""
 
 MAX_CODE_HOOKS: Final = 2000
-"""Hooks on instructions that read the timebase or change the SLB, a CPU; Debian's hand-off needs 36,
-its boot to rest_init 65."""
+"""Hooks on instructions that read the timebase or change the SLB, a CPU; Debian's hand-off needs
+36, its boot to rest_init 65."""
 
 # Offsets into a saved context, from the start of CPUPPCState (Unicorn 2.1.4, target/ppc/cpu.h).
 _CONTEXT_HEADER = 40
