@@ -43,12 +43,25 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     """Make the application.
 
     Args:
-        config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id) and CANCEL(run_id)
-            replace the worker.
+        config: overrides of DEFAULTS; QUERY(run_id, question), ENQUEUE(run_id), CANCEL(run_id) and
+            EXPLORE(id of an exploration) replace the worker.
     """
-    from app import at, checks, comparisons, errors, guide, markup, render, runs, stories, uploads
+    from app import (
+        at,
+        checks,
+        comparisons,
+        errors,
+        explores,
+        guide,
+        markup,
+        render,
+        runs,
+        stories,
+        uploads,
+    )
     from app.asking import Answers
     from app.compress import Gzip
+    from app.explorations import Explorations
     from app.fresh import Bodies
     from app.index import Index
 
@@ -63,6 +76,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.config["DATA_DIR"] = data_dir
     _use_worker(app, data_dir)
     app.extensions["bootflow.index"] = Index(data_dir, app.config["INDEX_URL"])
+    app.extensions["bootflow.explorations"] = Explorations(app.extensions["bootflow.index"])
     app.extensions["bootflow.answers"] = Answers(
         lambda run_id, question: app.config["QUERY"](run_id, question)
     )
@@ -79,6 +93,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.register_blueprint(uploads.blueprint)
     app.register_blueprint(runs.blueprint)
     app.register_blueprint(checks.blueprint)
+    app.register_blueprint(explores.blueprint)
     app.register_blueprint(stories.blueprint)
     app.register_blueprint(at.blueprint)
     app.register_blueprint(comparisons.blueprint)
@@ -91,7 +106,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
 
 
 def _use_worker(app: Flask, data_dir: Path) -> None:
-    """Fill in QUERY, ENQUEUE and CANCEL with the real worker, imported when first asked.
+    """Fill in QUERY, ENQUEUE, CANCEL and EXPLORE with the real worker, imported when first asked.
 
     Whoever answers a QUERY is not believed: its answers are checked before any page sees them.
     """
@@ -111,12 +126,18 @@ def _use_worker(app: Flask, data_dir: Path) -> None:
 
         worker.cancel(data_dir, run_id)
 
+    def explore(identifier: str) -> None:
+        from app import worker
+
+        worker.enqueue_exploration(data_dir, identifier)
+
     asked = app.config.get("QUERY", query)
     app.config["QUERY"] = lambda run_id, question: check_answer(
         str(question.get("q")), asked(run_id, question)
     )
     app.config.setdefault("ENQUEUE", enqueue)
     app.config.setdefault("CANCEL", cancel)
+    app.config.setdefault("EXPLORE", explore)
 
 
 @lru_cache(maxsize=64)
@@ -128,8 +149,12 @@ def _static_url(name: str) -> str:
     """Return the address of a static file; it changes when its content does."""
     from flask import current_app
 
-    tag = _content_tag(Path(str(current_app.static_folder)) / name)
-    return url_for("static", filename=name, v=tag)
+    return _tagged_url(str(current_app.static_folder), name, request.script_root)
+
+
+@lru_cache(maxsize=64)
+def _tagged_url(folder: str, name: str, _script_root: str) -> str:
+    return url_for("static", filename=name, v=_content_tag(Path(folder) / name))
 
 
 def host_name(text: str) -> str:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from flask import Blueprint, Response, current_app, render_template
+from flask import Blueprint, Response, current_app, render_template, request
 from werkzeug.wrappers import Response as AnyResponse
 
-from app import pages
+from app import explores, pages
 from app.errors import BadOption
 from app.index import Run
 from app.render import fit
-from app.runs import cached, index, open_trace
+from app.runs import STOP_POLLING, cached, index, open_trace
 from app.samples import sample_of_run, sample_run_id
 from app.telling import told_by
 from app.view import View
@@ -27,7 +27,7 @@ from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, SessionError
 from emulator.explanation import Sentence, explain
 from emulator.handoff import STAGES
-from emulator.samples import get_sample
+from emulator.samples import Sample, get_sample
 from emulator.trace import TraceReader
 from emulator.verdict import Verdict
 
@@ -81,28 +81,45 @@ def _check(run_id: str, form: str) -> AnyResponse:
             f"run {run_id} has not ended: its rules are judged when it has",
             hint=f"See /t/{run_id}/",
         )
+    fragment = request.args.get("fragment", "") if form == "html" else ""
+    if fragment not in ("", "schedules"):
+        raise BadOption(f"no fragment {fragment[:20]!r}", hint="There is schedules.")
     with reader:
+        schedules = explores.panel(run, reader, report_of)
+        if fragment:
+            return _fragment(schedules)
         report = report_of(run, reader)
         if form == "json":
-            text = json.dumps(report.document(), indent=1) + "\n"
-            return cached(Response(text, mimetype="application/json"), run, private=False)
+            document = report.document()
+            if schedules.status:
+                document["schedules"] = explores.document(schedules)
+            text = json.dumps(document, indent=1) + "\n"
+            response = Response(text, mimetype="application/json")
+            return cached(response, run, private=schedules.live)
         page = _page(run, reader, report)
     if form == "txt":
-        text = fit(render_template("check.txt", page=page))
+        text = fit(render_template("check.txt", page=page, schedules=schedules))
         response = Response(text, mimetype="text/plain")
     else:
-        text = render_template("check.html", page=page, stages=STAGES)
+        text = render_template("check.html", page=page, schedules=schedules, stages=STAGES)
         response = Response(text, mimetype="text/html")
-    return cached(response, run, private=bool(page.problem))
+    return cached(response, run, private=bool(page.problem) or schedules.live)
+
+
+def _fragment(schedules: explores.Panel) -> AnyResponse:
+    """Answer the page that follows an exploration; it stops to ask when all is there."""
+    template = current_app.jinja_env.get_template("check.html")
+    context: dict[str, Any] = {"schedules": schedules}
+    current_app.update_template_context(context)
+    text = "".join(template.blocks["schedules"](template.new_context(context)))
+    response = Response(text, 200 if schedules.live else STOP_POLLING, mimetype="text/html")
+    response.headers["Cache-Control"] = "no-store"
+    return response
 
 
 def _page(run: Run, reader: TraceReader, report: Report) -> CheckPage:
     why, problem = _why(run, report)
     sample = sample_of_run(run.id)
-    beside = None
-    if sample is not None and sample.beside:
-        other = get_sample(sample.beside)
-        beside = (other.title, sample_run_id(other))
     return CheckPage(
         pages.head(run),
         told_by(run, reader).verdict,
@@ -110,9 +127,17 @@ def _page(run: Run, reader: TraceReader, report: Report) -> CheckPage:
         why,
         problem,
         sample.note if sample is not None else "",
-        beside,
+        beside_of(sample),
         sample is not None,
     )
+
+
+def beside_of(sample: Sample | None) -> tuple[str, str] | None:
+    """Title and run id of the sample that one is to be read beside."""
+    if sample is None or not sample.beside:
+        return None
+    other = get_sample(sample.beside)
+    return other.title, sample_run_id(other)
 
 
 def report_of(run: Run, reader: TraceReader) -> Report:

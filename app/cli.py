@@ -19,12 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from app.exploring import Explored, explore_trace, record_races
+from app.reproduce import record_command
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
@@ -378,16 +380,18 @@ def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: 
     """Judge the rules of the hand-off on TRACE; exit status 1 when one fails."""
     with TraceReader(trace) as reader:
         report = check_trace(reader)
+        names = {role: info.name for role, info in reader.image_infos().items()}
+        command = partial(record_command, reader.spec, names)
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         why = () if as_json else _why(pool, trace, report)
         found = None if schedules is None else _explored(pool, trace, schedules)
     if as_json:
         document = report.document()
         if found is not None:
-            document["schedules"] = schedule_document(found)
+            document["schedules"] = schedule_document(found, command)
         _print_json(document)
     else:
-        lines = check_lines(report, why, found)
+        lines = check_lines(report, why, found, command)
         _print(part for line in lines for part in fit(line, indent=10))
     ctx.exit(1 if report.failed or (found is not None and found.races) else 0)
 
@@ -404,9 +408,10 @@ def _why(pool: SessionPool, trace: Path, report: Report) -> tuple[Sentence, ...]
 def _explored(pool: SessionPool, trace: Path, seeds: int) -> Explored:
     """Explore the schedules, and record those that fail beside the trace."""
 
-    def show(done: int, of: int) -> None:
+    def show(so_far: Explored) -> None:
         if sys.stderr.isatty():
-            click.echo(f"\r{done} of {of} schedules ", err=True, nl=done == of)
+            ended = so_far.tried == so_far.planned
+            click.echo(f"\r{so_far.tried} of {so_far.planned} schedules ", err=True, nl=ended)
 
     return record_races(pool, trace, explore_trace(trace, seeds, show))
 

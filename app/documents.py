@@ -34,6 +34,7 @@ def _head_document(head: pages.Head) -> dict[str, Any]:
         "asked": head.asked,
         "note": head.note,
         "message_id": head.message_id,
+        "parent": head.parent,
         "facts": list(head.facts),
     }
 

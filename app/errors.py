@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from flask import Flask, Response, current_app, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from app.explorations import TooManyExplorations
 from app.index import NoSuchRun, WrongToken
 from app.pages import NoSuchTick, NoTraceYet
 from app.render import send
@@ -70,6 +71,7 @@ STATUS: tuple[tuple[type[BootflowError], int], ...] = (
     (ImageError, 400),
     (PlacementError, 422),
     (TooManyRuns, 429),
+    (TooManyExplorations, 429),
     (DiskFull, 507),
     (LimitError, 413),
     (TraceError, 422),

@@ -13,6 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app.documents import FORMAT_VERSION
 from app.errors import BadOption
+from app.explorations import LIMITS as EXPLORED
 from app.render import render
 from emulator.handoff import FLAGS, LOW_FIELDS, STAGES
 
@@ -81,6 +82,8 @@ ADDRESSES = (
     Address("/t/<id1>..<id2>/", "two runs aligned by stage", ".txt .json"),
     Address("/compare?a=&b=", "redirects to the comparison of two ids or links"),
     Address("/t/<id>/check/", "the rules of a hand-off, each passed or failed", ".txt .json"),
+    Address("/t/<id>/check/explore", "POST schedules: look for races under so many random orders"),
+    Address("/t/<id>/check/explore/cancel", "POST token: stop that; what was found stays"),
     Address(
         "/t/<id>/story/",
         "notes pinned to ticks; POST token, tick, text: one more",
@@ -121,7 +124,7 @@ QUESTIONS = (
 
 FIELDS = (
     ("format_version", f"{FORMAT_VERSION}; grows when a key changes its meaning or goes away"),
-    ("run", "id, title, status, created (UTC), asked, note, message_id, facts"),
+    ("run", "id, title, status, created (UTC), asked, note, message_id, parent, facts"),
     ("verdict", "word, asked, as_asked, sentence, lines"),
     ("flag_history", "the flag's chain of custody: number, title, value, text, tick, write"),
     ("last_tick", "the run has ticks 0 to this"),
@@ -155,7 +158,8 @@ DATA = (
     "A deleted run keeps title, names and hashes of the images, and verdict; the files go at once.",
     "Images are parsed and run in a process without network, without files, with bounded memory "
     "and time.",
-    "There is one cookie, bootflow_runs: the runs that this browser started. No address is kept.",
+    "There is one cookie, bootflow_runs: the runs and explorations that this browser started. No "
+    "address is kept.",
 )
 
 LEGEND = (
@@ -192,6 +196,11 @@ def help_page() -> HelpPage:
         ("CPUs", f"1 to {config['MAX_CPUS']}"),
         ("memory of the machine", f"{config['MAX_MEM_BYTES'] >> 30} GiB"),
         ("runs waiting or going on", str(config["MAX_QUEUED"])),
+        (
+            "random orders of an exploration",
+            f"{EXPLORED.seeds}, {EXPLORED.seconds / 60:.0f} minutes",
+        ),
+        ("explorations waiting or going on", f"{EXPLORED.waiting}, of a run one"),
         ("title, note, Message-ID", "200, 300, 250 characters"),
         ("events shown of one kind", "4,000; the trace file has all"),
         ("hits of a search", "200"),

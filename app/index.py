@@ -28,6 +28,7 @@ from sqlalchemy import (
     inspect,
     select,
     text,
+    update,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -83,7 +84,7 @@ class Run(Base):
     trace_file: Mapped[str] = mapped_column(String(80), comment="name of the file below traces/")
     listed: Mapped[bool] = mapped_column(Boolean, comment="in the gallery: its owner wishes so")
     word: Mapped[str] = mapped_column(
-        String(12), default="", comment="verdict word: STAYS MOVES STOPS SPINS, empty until ended"
+        String(12), default="", comment="verdict: STAYS MOVES ENDED STOPS SPINS, empty until ended"
     )
     asked: Mapped[str] = mapped_column(String(8), default="", comment="stay | move, as asked")
     verdict: Mapped[str] = mapped_column(
@@ -96,6 +97,10 @@ class Run(Base):
     message_id: Mapped[str] = mapped_column(
         String(250), default="", server_default="",
         comment="Message-ID of the mail that the run belongs to, without < >, may be empty",
+    )  # fmt: skip
+    parent: Mapped[str] = mapped_column(
+        String(26), default="", server_default="", index=True,
+        comment="id of the run whose schedules were explored when this one was found, else empty",
     )  # fmt: skip
 
     @property
@@ -156,7 +161,13 @@ class Index:
         """Give the connections back."""
         self._engine.dispose()
 
-    def _session(self) -> Session:
+    @property
+    def engine(self) -> Engine:
+        """The database, for tables beside that of the runs."""
+        return self._engine
+
+    def session(self) -> Session:
+        """Return a session whose rows stay readable after it."""
         return Session(self._engine, expire_on_commit=False)
 
     def add(
@@ -169,8 +180,12 @@ class Index:
         run_id: str = "",
         note: str = "",
         message_id: str = "",
+        parent: Run | None = None,
     ) -> tuple[Run, str]:
-        """Add a queued run; return it and its delete token, which is shown once and not kept."""
+        """Add a queued run; return it and its delete token, which is shown once and not kept.
+
+        A run that was found by exploring another one has its owner, and its token.
+        """
         token = secrets.token_urlsafe(18)
         run_id = run_id or new_id()
         run = Run(
@@ -180,14 +195,15 @@ class Index:
             status="queued",
             spec=spec,
             files=files,
-            delete_token_sha256=_token_hash(token),
+            delete_token_sha256=parent.delete_token_sha256 if parent else _token_hash(token),
             trace_file=f"{run_id}.bootflow",
             listed=listed,
             asked=asked_of(spec),
             note=note[:300],
             message_id=message_id[:250],
+            parent=parent.id if parent else "",
         )
-        with self._session() as session:
+        with self.session() as session:
             session.add(run)
             session.commit()
         return run, token
@@ -198,7 +214,7 @@ class Index:
         Raises:
             NoSuchRun: there is none of this id.
         """
-        with self._session() as session:
+        with self.session() as session:
             run = session.get(Run, run_id) if RUN_ID.match(run_id) else None
         if run is None:
             raise NoSuchRun(f"no run {run_id[:32]!r}", hint="Check the link; it is 26 characters.")
@@ -218,7 +234,7 @@ class Index:
         query = query.where(Run.status != "deleted")
         query = query.where(Run.listed) if ids is None else query.where(Run.id.in_(ids))
         found = []
-        with self._session() as session:
+        with self.session() as session:
             for run in session.scalars(query):
                 if _matches(run, words):
                     found.append(run)
@@ -228,12 +244,12 @@ class Index:
 
     def unfinished(self) -> list[Run]:
         """Return the runs that a restarted worker has to queue again or mark."""
-        with self._session() as session:
+        with self.session() as session:
             return list(session.scalars(select(Run).where(Run.status.in_(UNFINISHED))))
 
     def set_status(self, run_id: str, status: str, **fields: Any) -> None:
         """Write a run's status, and what is known with it: word, verdict, ticks, spec ..."""
-        with self._session() as session:
+        with self.session() as session:
             run = session.get(Run, run_id)
             if run is None:
                 return
@@ -247,18 +263,27 @@ class Index:
         self, run_id: str, *, title: str, note: str, message_id: str, listed: bool
     ) -> None:
         """Write what the owner says about a run."""
-        with self._session() as session:
+        with self.session() as session:
             run = session.get(Run, run_id)
             if run is not None:
                 run.title, run.note = title[:200], note[:300]
-                run.message_id, run.listed = message_id[:250], listed
+                run.message_id = message_id[:250]
+                if run.listed != listed:  # what was found by exploring it is as public as it is
+                    session.execute(update(Run).where(Run.parent == run_id).values(listed=listed))
+                run.listed = listed
                 session.commit()
+
+    def found_by_exploring(self, run_id: str) -> list[Run]:
+        """Return the runs that were found by exploring the schedules of a run."""
+        query = select(Run).where(Run.parent == run_id, Run.status != "deleted")
+        with self.session() as session:
+            return list(session.scalars(query.order_by(Run.created_utc, Run.id)))
 
     def of_thread(self, message_id: str) -> list[Run]:
         """Return the listed runs that belong to a mail, oldest first."""
         query = select(Run).where(Run.message_id == message_id, Run.listed)
         query = query.where(Run.status != "deleted").order_by(Run.created_utc, Run.id).limit(50)
-        with self._session() as session:
+        with self.session() as session:
             return list(session.scalars(query))
 
     def check_token(self, run: Run, token: str) -> None:
@@ -272,7 +297,7 @@ class Index:
     def notes(self, run_id: str) -> list[Note]:
         """Return what was pinned to a run, by tick."""
         query = select(Note).where(Note.run_id == run_id).order_by(Note.tick, Note.id)
-        with self._session() as session:
+        with self.session() as session:
             return list(session.scalars(query))
 
     def pin(self, run_id: str, tick: int, text: str) -> None:
@@ -281,7 +306,7 @@ class Index:
         Raises:
             LimitError: the run has as many as one may have.
         """
-        with self._session() as session:
+        with self.session() as session:
             mine = list(session.scalars(select(Note).where(Note.run_id == run_id)))
             for note in mine:
                 if note.tick == tick:
@@ -293,7 +318,12 @@ class Index:
             session.commit()
 
     def delete(self, run_id: str) -> None:
-        """Delete files; the row stays as a tombstone with title, hashes and verdict."""
+        """Delete files; the row stays as a tombstone with title, hashes and verdict.
+
+        What was found by exploring the run holds its images too, and goes with it.
+        """
+        for child in self.found_by_exploring(run_id):
+            self.delete(child.id)
         self.set_status(run_id, "deleted")
         for note in self.notes(run_id):
             self.pin(run_id, note.tick, "")

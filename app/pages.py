@@ -20,7 +20,7 @@ from emulator.errors import BootflowError
 from emulator.handoff import FLAGS
 from emulator.lanes import Lanes
 from emulator.trace import TraceReader
-from emulator.verdict import Verdict
+from emulator.verdict import Verdict, came_as_asked
 
 if TYPE_CHECKING:
     from app.moments import Moment
@@ -58,6 +58,8 @@ class Head:
     asked: str
     note: str = ""
     message_id: str = ""
+    parent: str = ""
+    """Id of the run whose schedules were explored when this one was found."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Filter:
     kernel: str = ""
     purgatory: str = ""
     outcome: str = ""
-    """stays, moves, stops, spins, or not-as-asked."""
+    """stays, moves, ended, stops, spins, or not-as-asked."""
     flag: str = ""
     thread: str = ""
 
@@ -179,7 +181,7 @@ class GalleryPage:
         return tuple(row for group in self.groups for row in group.rows)
 
 
-OUTCOMES = ("stays", "moves", "stops", "spins", "not-as-asked")
+OUTCOMES = ("stays", "moves", "ended", "stops", "spins", "not-as-asked")
 FLAG_NAMES = ("__run_at_load", "__kdump_flag", "none")
 
 
@@ -219,6 +221,7 @@ def head(run: Run) -> Head:
         run.asked,
         panels.printable(run.note),
         panels.printable(run.message_id),
+        run.parent,
     )
 
 
@@ -341,7 +344,7 @@ def gallery_row(run: Run, reader: TraceReader | None) -> GalleryRow:
     """Make a row of the gallery; reader is None for a run without a trace."""
     word, sentence, ticks, drawing = run.word, run.verdict, run.ticks, None
     flag = ""
-    as_asked = word == {"stay": "STAYS", "move": "MOVES"}.get(run.asked) if word else None
+    as_asked = came_as_asked(word, run.asked)
     if reader is not None:
         told = told_by(run, reader)
         drawing = mini(scene(run.id, told))

@@ -137,11 +137,12 @@ def fit(text: str) -> str:
 
 _EVENT_ROW = re.compile(r"[> ] *\d+ +\S+ \S? ")
 _CPU_ROW = re.compile(r" ?\d+[ *] \S .{22} ")
+_NOTE_ROW = re.compile(r"\[\d+\] ")
 
 
 def _margin(line: str) -> int:
     """Return how far the second line of a broken row is indented: to its last column."""
-    for row in (_EVENT_ROW, _CPU_ROW):
+    for row in (_EVENT_ROW, _CPU_ROW, _NOTE_ROW):
         match = row.match(line)
         if match:
             return match.end()

@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response as AnyResponse
 
 from app import moments, pages
 from app.at import asker
-from app.checks import report_of
+from app.checks import beside_of, report_of
 from app.errors import BadOption
 from app.fresh import notes_of
 from app.index import Run
@@ -44,6 +44,8 @@ class StoryPage:
     notes: tuple[Note, ...]
     thread: str
     is_sample: bool
+    beside: tuple[str, str] | None = None
+    """Title and id of the sample that this one is to be read beside."""
     view: View = field(default_factory=View)
     """What links keep: the defaults."""
 
@@ -115,6 +117,7 @@ def _page(run: Run, reader: TraceReader) -> StoryPage:
         tuple(notes),
         sample.thread if sample is not None else "",
         sample is not None,
+        beside_of(sample),
     )
 
 

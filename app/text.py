@@ -7,7 +7,7 @@ mail as it is. Pure: documents in, lines out. The web's text twins are templates
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from app.exploring import Explored
@@ -152,33 +152,55 @@ def _what(event: Event) -> str:
     return f"{at} {arrow} {flag_value(event.value, event.size)} {event.text}"
 
 
-def check_lines(report: Report, why: Sequence[Sentence], found: Explored | None) -> Iterator[str]:
-    """Yield the text of a check: outcome, why, schedules, then a block a rule."""
+def check_lines(
+    report: Report,
+    why: Sequence[Sentence],
+    found: Explored | None,
+    command: Callable[[str], str] = lambda schedule: "",
+) -> Iterator[str]:
+    """Yield the text of a check: outcome, why, schedules, then a block a rule.
+
+    Args:
+        report: what the rules say.
+        why: the deciding branches.
+        found: what exploring the schedules came to.
+        command: the command line that records the run again under a schedule.
+    """
     lines = report.lines()
     yield from lines[:3]
     for sentence in why:
         yield f"why:      {sentence.text}"
     if found is not None:
-        races = len(found.races)
-        yield f"schedules: {found.tried} tried, {races or 'no'} race{'s' * (races != 1)} found"
-        for race in found.races:
-            yield f"race:     {', '.join(race.rules)} fail when {race.in_words}"
-            yield f"          schedule {race.schedule}"
-            yield f"          trace {race.trace}"
+        yield from _explored_lines(found, command)
     yield from lines[3:]
 
 
-def schedule_document(found: Explored) -> Json:
+def _explored_lines(found: Explored, command: Callable[[str], str]) -> Iterator[str]:
+    races = len(found.races)
+    yield f"schedules: {found.tried} tried, {races or 'no'} race{'s' * (races != 1)} found"
+    for race in found.found:
+        yield f"{'race:' if race.kind == 'race' else 'chance:':<9} {race.sentence}"
+        yield f"          schedule {race.schedule}"
+        if race.trace is not None:
+            yield f"          trace {race.trace}"
+        if command(race.schedule):
+            yield f"          $ {command(race.schedule)}"
+
+
+def schedule_document(found: Explored, command: Callable[[str], str]) -> Json:
     """Return what exploring the schedules came to, as JSON."""
-    return {
-        "tried": found.tried,
-        "races": [
+
+    def rows(kind: str) -> list[Json]:
+        return [
             {
                 "rules": list(race.rules),
                 "schedule": race.schedule,
                 "text": race.in_words,
-                "trace": str(race.trace),
+                "command": command(race.schedule),
+                "trace": None if race.trace is None else str(race.trace),
             }
-            for race in found.races
-        ],
-    }
+            for race in found.found
+            if race.kind == kind
+        ]
+
+    return {"tried": found.tried, "races": rows("race"), "held": rows("held")}

@@ -146,7 +146,7 @@ def upload() -> AnyResponse:
         )
     run_id = new_id()
     data_dir = Path(current_app.config["DATA_DIR"])
-    _check_room(data_dir)
+    check_room()
     try:
         files = _store_trace(data_dir, run_id) if whole else _store_all(data_dir, run_id)
     except BootflowError:
@@ -171,10 +171,10 @@ def upload() -> AnyResponse:
     return _answer(run, token)
 
 
-def _check_room(data_dir: Path) -> None:
+def check_room() -> None:
     """Refuse what would leave traces that are being recorded, and the index, without room."""
     floor = int(current_app.config["MIN_FREE_BYTES"])
-    free = shutil.disk_usage(data_dir).free - (request.content_length or 0)
+    free = shutil.disk_usage(current_app.config["DATA_DIR"]).free - (request.content_length or 0)
     if free < floor:
         raise DiskFull(
             f"the disk of this server would have {max(free, 0) >> 20:,} MiB left; "

@@ -1,6 +1,8 @@
 """The worker: takes queued runs one after the other, records them, answers the web's questions.
 
     enqueue_record, cancel      what the web processes call; state is in the queue and in the index
+    enqueue_exploration         the same for explorations (`explorer.py`), which have a queue of
+                                their own, so that no recording waits for one
     Recorder                    one run from the uploads to an ended trace and an index row; the
                                 trace of a stranger is run again, and its own events never shown
     Worker, run_worker          queue consumer, session pool and broker in one process
@@ -36,6 +38,7 @@ from huey.serializer import Serializer
 
 from app import broker
 from app.broker import Broker
+from app.explorer import Explorer
 from app.index import (
     UNFINISHED,
     Index,
@@ -53,6 +56,7 @@ from emulator.verdict import verdict
 log = logging.getLogger("bootflow.worker")
 
 QUEUE_NAME = "queue.sqlite"
+QUEUES = {"record": "bootflow", "explore": "bootflow-explore"}
 LOCK_NAME = "worker.lock"
 MAX_ATTEMPTS = 2
 _CANCEL_SECONDS = 3.0
@@ -71,31 +75,43 @@ class _JsonSerializer(Serializer):  # type: ignore[misc]
         return Message(*message) if isinstance(message, list) else message
 
 
-def open_queue(data_dir: Path, record: Callable[[str], None] | None = None) -> Any:
-    """Return the task "record" of the queue of `data_dir`; call it with a run's id to enqueue.
+def open_queue(
+    data_dir: Path, work: Callable[[str], None] | None = None, *, name: str = "record"
+) -> Any:
+    """Return a task of the queues of `data_dir`; call it with an id to enqueue.
 
     Args:
         data_dir: where the index and the traces are.
-        record: what the task does; only the worker has it.
+        work: what the task does; only the worker has it.
+        name: record, with the id of a run, or explore, with that of an exploration.
     """
     url = os.environ.get("BOOTFLOW_QUEUE_URL", "")
     options = {"results": False, "serializer": _JsonSerializer()}
     if url:
-        queue: Huey = RedisHuey("bootflow", url=url, **options)
+        queue: Huey = RedisHuey(QUEUES[name], url=url, **options)
     else:
-        queue = SqliteHuey("bootflow", filename=str(Path(data_dir) / QUEUE_NAME), **options)
-    return queue.task(name="record")(record or _only_in_the_worker)
+        queue = SqliteHuey(QUEUES[name], filename=str(Path(data_dir) / QUEUE_NAME), **options)
+    return queue.task(name=name)(work or _only_in_the_worker)
 
 
-def _only_in_the_worker(run_id: str) -> None:
-    raise SessionError(f"run {run_id} can be recorded by the worker only")
+def _only_in_the_worker(identifier: str) -> None:
+    raise SessionError(f"{identifier} is work for the worker only")
+
+
+def _enqueue(data_dir: Path, identifier: str, name: str) -> None:
+    task = open_queue(data_dir, name=name)
+    task(identifier)
+    task.huey.storage.close()
 
 
 def enqueue_record(data_dir: Path, run_id: str) -> None:
     """Queue the recording of a run whose row is in the index and whose files are uploaded."""
-    task = open_queue(data_dir)
-    task(run_id)
-    task.huey.storage.close()
+    _enqueue(data_dir, run_id, "record")
+
+
+def enqueue_exploration(data_dir: Path, identifier: str) -> None:
+    """Queue an exploration whose row is written."""
+    _enqueue(data_dir, identifier, "explore")
 
 
 def cancel(data_dir: Path, run_id: str) -> None:
@@ -292,10 +308,20 @@ class Worker:
         self._pool = SessionPool(limits, engine=engine)
         self._recorder = Recorder(self._data_dir, self._index, self._pool)
         self._task = open_queue(self._data_dir, self._recorder.record)
+        self._explorer = Explorer(self._data_dir, self._index, self._task)
+        self._explore = open_queue(self._data_dir, self._do_explore, name="explore")
         self._broker = Broker(self._data_dir, self._pool)
-        self._consumer = self._task.huey.create_consumer(
-            workers=1, periodic=False, initial_delay=0.05, max_delay=0.2, check_worker_health=False
-        )
+        self._consumers = [
+            task.huey.create_consumer(
+                workers=1, periodic=False, initial_delay=0.05, max_delay=0.2,
+                check_worker_health=False,
+            )
+            for task in (self._task, self._explore)
+        ]  # fmt: skip
+
+    def _do_explore(self, identifier: str) -> None:
+        """Explore; here, because Huey finds a task by the module of its function."""
+        self._explorer.explore(identifier)
 
     def start(self) -> None:
         """Queue again what an earlier worker left, and begin."""
@@ -304,8 +330,13 @@ class Worker:
             if run.status in UNFINISHED:
                 self._index.set_status(run.id, "queued")
                 self._task(run.id)
+        self._explore.huey.storage.flush_queue()
+        for row in self._explorer.rows.unended():
+            self._explorer.rows.change(row.id, status="queued")
+            self._explore(row.id)
         handlers = {number: signal.getsignal(number) for number in self._signals()}
-        self._consumer.start()
+        for consumer in self._consumers:
+            consumer.start()
         for number, handler in handlers.items():  # Huey takes them; they are the caller's
             signal.signal(number, handler)
 
@@ -317,11 +348,13 @@ class Worker:
 
     def stop(self) -> None:
         """End sessions and consumer; a run that was going on is queued again at the next start."""
-        self._recorder.stopping = True
+        self._recorder.stopping = self._explorer.stopping = True
         self._broker.close()
         self._pool.close()
-        self._consumer.stop(graceful=True)
-        self._task.huey.storage.close()
+        for consumer in self._consumers:
+            consumer.stop(graceful=True)
+        for task in (self._task, self._explore):
+            task.huey.storage.close()
         self._index.close()
         os.close(self._lock)
 

@@ -8,11 +8,18 @@ did (`explanation`).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
-from emulator.evidence import Evidence
+from emulator.evidence import MAX_EVENTS, Evidence
 from emulator.rules import FAILED, NA, PASSED, RULES, Finding, Rule, flag_text
 from emulator.trace import TraceReader
+
+NEEDS_ALL_OF: Final = {
+    "low-copy": ("low-write",), "iseries-pointer": ("low-write",), "bounds": ("low-write",),
+}  # fmt: skip
+"""Rules that hold only if all events of a kind were looked at; one that breaks them is enough."""
+ENDS_WITH: Final = {"outcome": ("stage",), "secondaries": ("stage", "exception")}
+"""Rules that are about what came last."""
 
 __all__ = ["FAILED", "NA", "PASSED", "Report", "Row", "check", "check_trace"]
 
@@ -107,7 +114,13 @@ def check(seen: Evidence) -> Report:
 def _judge(rule: Rule, seen: Evidence) -> Finding:
     if not seen.has_facts:
         return Finding(NA, "The trace has no facts: it was cut short, or is older than this check.")
-    return rule.judge(seen)
+    found = rule.judge(seen)
+    kinds = NEEDS_ALL_OF.get(rule.id, ()) if found.status == PASSED else ()
+    cut = [kind for kind in (*kinds, *ENDS_WITH.get(rule.id, ())) if kind in seen.cut]
+    if cut:
+        text = f"More than {MAX_EVENTS:,} events of kind {cut[0]}: the rest was not looked at."
+        return Finding(NA, text)
+    return found
 
 
 def check_trace(reader: TraceReader) -> Report:

@@ -25,7 +25,8 @@ from emulator.records import check_facts, check_fields
 from emulator.trace import Event, TraceReader
 
 EA_MASK: Final = (1 << 60) - 1
-MAX_EVENTS: Final = 100_000
+MAX_EVENTS: Final = 20_000
+"""Of each kind; a run with more is a flood, and what needs the rest is not judged."""
 _EMPTY: Final[dict[str, list[dict[str, Any]]]] = {
     "entry": [],
     "access": [],
@@ -42,6 +43,11 @@ def number(value: Any) -> int:
     if isinstance(value, str):
         return int(value, 16) if value else 0
     return int(value or 0)
+
+
+def ended_as_asked(end: Mapping[str, Any] | None) -> bool:
+    """Say whether a run ended where its user wished: at --until, or at --limit."""
+    return end is not None and bool(end.get("ok")) and end.get("reason") in ("until", "limit")
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,7 @@ class Evidence:
         spec: what was asked for. placement: where things were put. facts: `facts.Facts`, None if
         the run was cut short or is of a time before they were recorded. end: how it ended.
         events: all of them, or those of the kinds that the rules ask for.
+        cut: kinds of which there are more.
     """
 
     def __init__(
@@ -107,7 +114,9 @@ class Evidence:
         facts: Mapping[str, Any] | None,
         end: Mapping[str, Any] | None,
         events: Iterable[Event],
+        cut: frozenset[str] = frozenset(),
     ) -> None:
+        self.cut = cut
         self.spec, self.placement, self.end = spec, placement, end or {}
         self.has_facts = facts is not None
         rows: Mapping[str, Any] = facts or _EMPTY
@@ -131,8 +140,13 @@ class Evidence:
     def of_trace(cls, reader: TraceReader) -> Evidence:
         """Read a trace."""
         kinds = ("stage", "low-write", "cpu-released", "exception", *_ON_ITS_WAY)
-        events = [e for kind in kinds for e in reader.events(kind, limit=MAX_EVENTS)]
-        return cls(reader.spec, reader.placement, reader.facts, reader.end, events)
+        events: list[Event] = []
+        cut = set()
+        for kind in kinds:
+            found = list(reader.events(kind, limit=MAX_EVENTS + 1))
+            cut |= {kind} if len(found) > MAX_EVENTS else set()
+            events += found[:MAX_EVENTS]
+        return cls(reader.spec, reader.placement, reader.facts, reader.end, events, frozenset(cut))
 
     @classmethod
     def of_records(cls, spec: Mapping[str, Any], records: Iterable[Mapping[str, Any]]) -> Evidence:
@@ -260,6 +274,11 @@ class Evidence:
         if self.decided_tick is None:
             return "stopped"
         return "relocated" if self.entered("kernel-at-0") is not None else "stayed"
+
+    @property
+    def ended_as_asked(self) -> bool:
+        """The run ended at a symbol, tick or limit that the user named."""
+        return ended_as_asked(self.end)
 
     @property
     def at(self) -> int:

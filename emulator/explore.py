@@ -9,159 +9,175 @@ finds races; that it found none says how many schedules it tried.
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NamedTuple
 
-from emulator.adversary import LAG_TICKS
-from emulator.check import check
+from emulator.adversary import LAG_TICKS, Place
+from emulator.check import PASSED, check
 from emulator.errors import BootflowError
 from emulator.evidence import Evidence
+from emulator.forked import in_child
 from emulator.recorder import Prepared, Recorder, RunSpec, prepare
 from emulator.session import warm_up as warm_up
 
 Json = dict[str, Any]
-Try = Callable[[str], Json]
-"""Runs one schedule: {"failed": [rule ids], "writes": [[cpu, nip], ...], "tick": n}."""
+Try = Callable[[str, int | None], Json]
+"""Runs a schedule, given the tick of the write that it names: what `run_once` returns."""
 
 MAX_WRITES: Final = 40
 MAX_SEEDS: Final = 10_000
+MAX_RACES: Final = 8
+"""So many sets of rules that fail together are told; after that the search ends."""
 RATIOS: Final = (8, 64)
 AROUND: Final = (
-    ("writer", LAG_TICKS), ("writer", 64), ("others", 1), ("others", 2), ("others", 4),
-    ("others", 8), ("others", 32),
+    ("writer", LAG_TICKS), ("writer", 64), ("others", LAG_TICKS), ("others", 1), ("others", 2),
+    ("others", 4), ("others", 8), ("others", 32), ("before", LAG_TICKS), ("before", 8),
 )  # fmt: skip
 """What is tried at each write: its writer runs on, or the others run first, for so long."""
+RANDOM_SLICES: Final = 1 << 12
+"""A random order that fails is made shorter if it does so within so many slices."""
+
+
+class Plan(NamedTuple):
+    """A schedule to try, with the tick of the write that it names."""
+
+    text: str
+    tick: int | None = None
 
 
 def serve(job: Mapping[str, Any], images: Mapping[str, bytes], control: socket.socket) -> None:
-    """Explore a job's spec; sends progress, then {"t": "explored", ...}."""
+    """Explore a job's spec; sends {"t": "progress" | "race" | "held"}, then {"t": "explored"}."""
     names = job.get("names", {})
     named = {role: (str(names.get(role, role)), data) for role, data in images.items()}
     prepared = prepare(RunSpec.from_json(job["spec"]), named)
 
-    def tell(done: int, of: int) -> None:
-        _send(control, {"t": "progress", "tick": done, "of": of})
+    def send(record: Json) -> None:
+        control.sendall(json.dumps(record, separators=(",", ":")).encode())
 
-    result = explore(lambda text: _in_child(prepared, text), prepared, int(job["seeds"]), tell)
-    _send(control, {"t": "explored", **result})
+    def try_(text: str, tick: int | None) -> Json:
+        try:
+            return in_child(partial(run_once, prepared, text, tick))
+        except BootflowError as error:
+            raise BootflowError(f"schedule {text!r}: {error.message}") from error
 
-
-def _send(control: socket.socket, record: Json) -> None:
-    control.sendall(json.dumps(record, separators=(",", ":")).encode())
+    result = explore(try_, prepared, int(job["seeds"]), send)
+    send({"t": "explored", "tried": result["tried"], "failed": result["failed"]})
 
 
 def explore(
-    try_: Try, prepared: Prepared, seeds: int, tell: Callable[[int, int], None] = lambda a, b: None
+    try_: Try, prepared: Prepared, seeds: int, send: Callable[[Json], None] = lambda record: None
 ) -> Json:
     """Try seeds and adversarial schedules; one failing schedule a set of rules, made small.
 
     Args:
         try_: runs one schedule.
-        prepared: what is run.
+        prepared: what is run; its own schedule is the recorded one.
         seeds: how many random orders.
-        tell: called with (schedules tried, schedules in all).
+        send: takes {"t": "progress", "tick", "of"} after each schedule, and {"t": "race" | "held",
+            "rules", "schedule", "write_tick"} for each that is found.
+
+    Returns:
+        How many were "tried", what "failed" as recorded, the "races", and what "held": rules that
+        fail as recorded, with a schedule in which they hold.
     """
-    base = try_("")
-    known = set(base["failed"])
-    plans = list(_plans(prepared, base["writes"], min(seeds, MAX_SEEDS)))
-    found: dict[tuple[str, ...], str] = {}
-    for count, text in enumerate(plans):
-        new = tuple(rule for rule in try_(text)["failed"] if rule not in known)
-        if new and new not in found:
-            found[new] = text
-        tell(count + 1, len(plans))
-    races = [
-        {"rules": list(rules), "schedule": _shrink(try_, text, rules), "found_by": text}
-        for rules, text in found.items()
-    ]
-    return {"tried": len(plans), "failed": sorted(known), "races": races}
+    recorded = try_(prepared.spec.schedule, None)
+    known = set(recorded["failed"])
+    if recorded["reason"] == "limit":  # that others come to it too is no news
+        known.add("outcome")
+    plain = try_("", None) if prepared.spec.schedule else recorded
+    plans = list(_plans(prepared, plain["writes"], min(seeds, MAX_SEEDS)))
+    races: dict[tuple[str, ...], Json] = {}
+    held: dict[str, Json] = {}
+    tried = 0
+    for plan in plans:
+        came = try_(*plan)
+        tried += 1
+        new = tuple(rule for rule in came["failed"] if rule not in known)
+        if new and new not in races:
+            races[new] = _found("race", new, _shrink(try_, plan, new))
+            send(races[new])
+        cured = [rule for rule in sorted(known) if rule in came["passed"] and rule not in held]
+        if cured:
+            held |= dict.fromkeys(cured, _found("held", cured, plan))
+            send(held[cured[0]])
+        send({"t": "progress", "tick": tried, "of": len(plans)})
+        if len(races) == MAX_RACES:
+            break
+    unique = {id(row): row for row in held.values()}
+    return {"tried": tried, "failed": sorted(known), "races": [*races.values()],
+            "held": [*unique.values()]}  # fmt: skip
 
 
-def _plans(prepared: Prepared, writes: list[list[int]], seeds: int) -> Iterator[str]:
+def _found(kind: str, rules: tuple[str, ...] | list[str], plan: Plan) -> Json:
+    return {"t": kind, "rules": list(rules), "schedule": plan.text, "write_tick": plan.tick}
+
+
+def _plans(prepared: Prepared, writes: list[list[int]], seeds: int) -> Iterator[Plan]:
     """The schedules to try, the telling ones first."""
     secondaries = [n for n in range(prepared.spec.cpus) if n != prepared.spec.boot_cpu]
     if not secondaries:
         return
-    for number in _places(writes):
+    for place, tick in _places(writes):
         for kind, ticks in AROUND:
-            yield f"{kind}:{number}:{ticks}"
+            yield Plan(f"{kind}:{place.text}:{ticks}", tick)
     for cpu in secondaries:
         for ratio in RATIOS:
-            yield f"slow:{cpu}:{ratio}"
+            yield Plan(f"slow:{cpu}:{ratio}")
     for seed in range(1, seeds + 1):
-        yield f"random:{seed}"
+        yield Plan(f"random:{seed}")
 
 
-def _places(writes: list[list[int]]) -> list[int]:
-    """Numbers (from 1) of the first and the last write that each instruction made."""
-    first: dict[tuple[int, ...], int] = {}
-    last: dict[tuple[int, ...], int] = {}
-    for number, write in enumerate(writes, 1):
-        first.setdefault(tuple(write), number)
-        last[tuple(write)] = number
-    return sorted({*first.values(), *last.values()})[:MAX_WRITES]
+def _places(writes: list[list[int]]) -> list[tuple[Place, int]]:
+    """The first and the last write that each instruction made, with their ticks, in order."""
+    count: dict[tuple[int, int], int] = {}
+    first: dict[tuple[int, int], tuple[Place, int]] = {}
+    last: dict[tuple[int, int], tuple[Place, int]] = {}
+    for cpu, nip, at, tick in writes:
+        count[cpu, at] = count.get((cpu, at), 0) + 1
+        found = Place(cpu, at, count[cpu, at]), tick
+        first.setdefault((cpu, nip), found)
+        last[cpu, nip] = found
+    both = {*first.values(), *last.values()}
+    return sorted(both, key=lambda row: row[1])[:MAX_WRITES]
 
 
-def _shrink(try_: Try, text: str, rules: tuple[str, ...]) -> str:
+def _shrink(try_: Try, plan: Plan, rules: tuple[str, ...]) -> Plan:
     """The same kind of schedule with the smallest number that still breaks those rules."""
-    kind, *numbers = text.split(":")
-    if kind == "slow":
-        return text
-    high = int(numbers[1]) if kind != "random" else 1 << 12
+    head, _, number = plan.text.rpartition(":")
+    low, high = 0, int(number)
+    if head == "random":
+        head, high = plan.text, RANDOM_SLICES
 
     def breaks(number: int) -> bool:
-        return set(rules) <= set(try_(f"{kind}:{numbers[0]}:{number}")["failed"])
+        return set(rules) <= set(try_(f"{head}:{number}", plan.tick)["failed"])
 
-    if kind == "random" and not breaks(high):
-        return text
-    low = 0
+    if head == plan.text and not breaks(high):
+        return plan
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if breaks(middle) else (middle, high)
-    return f"{kind}:{numbers[0]}:{high}"
+    return plan._replace(text=f"{head}:{high}")
 
 
-def run_once(prepared: Prepared, schedule: str) -> Json:
-    """Run a schedule in this process and judge it."""
+def run_once(prepared: Prepared, schedule: str, write_tick: int | None = None) -> Json:
+    """Run a schedule in this process and judge it.
+
+    Returns:
+        The ids of rules that "failed" and that "passed", the "reason" of the end, and the "writes"
+        into 0x0-0x100: cpu, nip, address and tick of each.
+    """
     spec = replace(prepared.spec, schedule=schedule)
     records: list[Json] = [prepared.record()]
-    end = Recorder(replace(prepared, spec=spec), records.append).record()
+    end = Recorder(replace(prepared, spec=spec), records.append, write_tick=write_tick).record()
     report = check(Evidence.of_records(spec.to_json(), records))
     writes = [
-        [record["cpu"], int(record["nip"], 16)]
+        [record["cpu"], int(record["nip"], 16), int(record["addr"], 16), record["tick"]]
         for record in records
         if record["t"] == "event" and record["kind"] == "low-write"
     ]
+    passed = [row.rule.id for row in report.rows if row.found.status == PASSED]
     failed = [row.rule.id for row in report.failed]
-    return {"failed": failed, "writes": writes, "tick": end["tick"]}
-
-
-def _in_child(prepared: Prepared, schedule: str) -> Json:
-    """`run_once` in a forked process, which takes its machine with it when it ends."""
-    ours, theirs = socket.socketpair()
-    pid = os.fork()
-    if pid == 0:
-        ours.close()
-        try:
-            answer = run_once(prepared, schedule)
-        except BootflowError as error:
-            answer = {"error": error.message}
-        with suppress(OSError):
-            theirs.sendall(json.dumps(answer).encode())
-        os._exit(0)
-    theirs.close()
-    data = bytearray()
-    with ours:
-        while piece := ours.recv(1 << 16):
-            data += piece
-    os.waitpid(pid, 0)
-    if not data:
-        raise BootflowError(f"schedule {schedule!r}: the machine crashed")
-    document: Json = json.loads(data)
-    if "error" in document:
-        raise BootflowError(str(document["error"]))
-    return document
+    return {"failed": failed, "passed": passed, "reason": end["reason"], "writes": writes}

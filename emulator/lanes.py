@@ -15,7 +15,7 @@ from emulator.handoff import STAGES
 from emulator.trace import Event, Slice
 
 FIRST_STAGE = "hand-over"
-MAX_CHANGES = 20_000
+MAX_CHANGES = 5_000
 """Stage changes that are looked at; a run with more is a flood, and its first part must do."""
 MAX_SLICES = 50_000
 """Slices that are looked at where stage events are missing; a trace may hold 4,000,000."""

@@ -9,12 +9,13 @@ a replay (`session`).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
-from emulator.adversary import Adversary
+from emulator.adversary import Adversary, Place
 from emulator.devicetree import DeviceTree
 from emulator.errors import LimitError, PlacementError
+from emulator.forked import in_child
 from emulator.handoff import (
     CRASH_SIGNATURE,
     LOW_COPY_BYTES,
@@ -27,12 +28,10 @@ from emulator.mmu import ACCESS_FETCH, ACCESS_READ
 from emulator.placement import Addresses, LoadOptions, Placement, place
 from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
-from emulator.schedule import Schedule
+from emulator.schedule import DEFAULT_LIMIT_TICKS, DEFAULT_QUANTUM, Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
 from emulator.storms import Room
 
-DEFAULT_QUANTUM: Final = 1000
-DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
 MAX_LIMIT_TICKS: Final = 1 << 40
 CHECKPOINT_TICKS: Final = 100_000_000
 """A state digest is taken at the first slice boundary after so many ticks."""
@@ -119,6 +118,11 @@ class RunSpec:
             base_addr=self.base_addr,
             entry_r6=CRASH_SIGNATURE if self.signature and self.mode == "load-panic" else 0,
         )
+
+    @property
+    def asks_limit(self) -> bool:
+        """The limit is the user's wish; not ours, and not that of a search for races."""
+        return self.limit_ticks < DEFAULT_LIMIT_TICKS and not self.schedule
 
     @property
     def until_tick(self) -> int | None:
@@ -238,17 +242,6 @@ class Parked:
     """(physical address, content) of what it reads and of the instructions it runs."""
 
 
-def _telling(adversary: Adversary, emit: Emit) -> Emit:
-    """Let a schedule know of every write into 0x0-0x100 that is emitted."""
-
-    def tell(record: Record) -> None:
-        if record["t"] == "event" and record["kind"] == "low-write":
-            adversary.wrote(record["cpu"])
-        emit(record)
-
-    return tell
-
-
 class Recorder:
     """Runs a hand-off to its end and emits its records.
 
@@ -257,6 +250,7 @@ class Recorder:
         emit: takes each record.
         poll: called with the run between slices; a text ends it with the reason "cancelled".
         on_checkpoint: called when a state digest has been taken; it takes the dirty pages.
+        write_tick: the tick of the write that the spec's schedule names, where it is known.
     """
 
     def __init__(
@@ -266,11 +260,15 @@ class Recorder:
         *,
         poll: Callable[[Run], str | None] = lambda run: None,
         on_checkpoint: Callable[[Run], object] = lambda run: run.machine.take_dirty(),
+        write_tick: int | None = None,
     ) -> None:
         self.spec = prepared.spec
         self.schedule = self.spec.make_schedule()
         if isinstance(self.schedule, Adversary):
-            emit = _telling(self.schedule, emit)
+            place = self.schedule.place
+            if place is not None and write_tick is None:
+                write_tick = tick_of_write(prepared, place)
+            self.schedule.resolve(write_tick)
         self._room = Room()
         emit = self._counted(emit)
         self.run = prepared.start(emit)
@@ -324,10 +322,11 @@ class Recorder:
         ceiling = self.spec.limit_ticks if stop_at is None else stop_at
         target = min(begin + self.schedule.length(self._slices, running), ceiling)
         self._slices += 1
+        exact = target == ceiling or self.schedule.exact
         stop = self._go(cpu, target)
-        if stop.why == "limit" and target == ceiling and ceiling - machine.tick <= MAX_BLOCK_TICKS:
-            stop = self.run.advance(cpu, ceiling, exact=True)  # the part of a block that is left
-        if stop.why == "limit":
+        if stop.why == "limit" and exact and 0 < target - machine.tick <= MAX_BLOCK_TICKS:
+            stop = self.run.advance(cpu, target, exact=True)  # the part of a block that is left
+        if stop.why == "limit" and self.schedule.probes:
             self._probe(cpu)
         if machine.tick > begin:
             self._emit_slice(cpu, begin)
@@ -380,7 +379,12 @@ class Recorder:
             return
         if self.run.machine.tick + PROBE_STEPS > room:
             return
-        begin = self.run.machine.tick
+        begin, cut = self.run.machine.tick, self.schedule.cut
+        if cut is not None and begin < cut < begin + PROBE_STEPS:
+            self.run.trace_steps(
+                cpu, cut - begin
+            )  # what loops and writes into 0x0-0x100 is no spin
+            return
         spin = find_spin(self.run.trace_steps(cpu, PROBE_STEPS))
         if spin is None:
             self._not_spins.add(key)
@@ -457,7 +461,8 @@ class Recorder:
             text = f"the trace has no room for more rows of table {self._room.full}"
             return self._end("limit", text, cpu)
         if tick >= spec.limit_ticks:
-            return self._end("limit", f"limit of {spec.limit_ticks} ticks reached", cpu)
+            text = f"limit of {spec.limit_ticks} ticks reached"
+            return self._end("limit", text, cpu, ok=spec.asks_limit)
         return None
 
     def _stuck(self) -> Record:
@@ -482,3 +487,26 @@ class Recorder:
             "t": "end", "reason": reason, "text": text, "tick": tick, "cpu": cpu,
             "nip": hex64(nip), "symbol": symbol, "ok": ok,
         }  # fmt: skip
+
+
+def tick_of_write(prepared: Prepared, place: Place) -> int | None:
+    """Return the tick that ends with a write, under the spec's own schedule; None if none does."""
+    answer = in_child(lambda: {"tick": _tick_of_write(prepared, place)})
+    tick: int | None = answer["tick"]
+    return tick
+
+
+def _tick_of_write(prepared: Prepared, place: Place) -> int | None:
+    ticks: list[int] = []
+
+    def emit(record: Record) -> None:
+        wrote = record["t"] == "event" and record["kind"] == "low-write"
+        if wrote and (record["cpu"], int(record["addr"], 16)) == place[:2]:
+            ticks.append(record["tick"])
+
+    def poll(run: Run) -> str | None:
+        return "found" if len(ticks) >= place.nth else None
+
+    plain = replace(prepared, spec=replace(prepared.spec, schedule=""))
+    Recorder(plain, emit, poll=poll).record()
+    return ticks[place.nth - 1] if len(ticks) >= place.nth else None

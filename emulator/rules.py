@@ -8,11 +8,11 @@ Sources: named in the rows; "thread" is the mail of October 2008 that the design
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from emulator.evidence import EA_MASK, Evidence, Touch
+from emulator.evidence import EA_MASK, Entry, Evidence, Touch
 from emulator.handoff import (
     CRASH_SIGNATURE,
     FLAG_OFFSET,
@@ -23,6 +23,7 @@ from emulator.handoff import (
     SECONDARY_ENTRY,
 )
 from emulator.ppc64 import MSR_DR, MSR_IR, MSR_LE, MSR_SF
+from emulator.trace import Event
 
 PASSED, FAILED, NA = "passed", "failed", "n-a"
 HASH_TICKS: Final = 4
@@ -148,11 +149,12 @@ def _no_secondaries(seen: Evidence) -> Finding:
 
 
 def _low_copy(seen: Evidence) -> Finding:
-    if not seen.arrivals or len(seen.kernel_low) < LOW_COPY_BYTES:
+    if not seen.arrivals:
         return _no_secondaries(seen)
-    for entry in seen.arrivals:
+    if len(seen.kernel_low) < LOW_COPY_BYTES:
+        return Finding(NA, "The image has fewer than 0x100 bytes.")
+    for entry, own in _written_by_owners(seen):
         low = bytes.fromhex(entry.text) if len(entry.text) == 2 * LOW_COPY_BYTES else b""
-        own = _written_by_owners(seen, entry.tick)
         for at in range(4, min(len(low), LOW_COPY_BYTES), 4):
             if at == FLAG_OFFSET or low[at : at + 4] == seen.kernel_low[at : at + 4] or at in own:
                 continue
@@ -169,19 +171,23 @@ def _low_copy(seen: Evidence) -> Finding:
     return Finding(PASSED, text, first.tick, first.cpu)
 
 
-def _written_by_owners(seen: Evidence, tick: int) -> set[int]:
-    """Words of low memory that are the hold loop's or the kernel's: acknowledgement, release."""
+def _written_by_owners(seen: Evidence) -> Iterator[tuple[Entry, set[int]]]:
+    """Each arrival, in order, and the words of low memory that their owners had written by then.
+
+    They are the hold loop's acknowledgement and what the kernel releases it by.
+    """
     kernel = seen.entered("kernel")
-    return {
-        at
-        for touch in seen.low_writes
-        if touch.tick <= tick
-        and (
-            (touch.cpu != seen.boot_cpu and touch.stage == "hold")
-            or (touch.cpu == seen.boot_cpu and kernel is not None and touch.tick > kernel.tick)
-        )
-        for at in range(touch.at & ~3, touch.at + touch.size, 4)
-    }
+    writes = iter(seen.low_writes)
+    touch = next(writes, None)
+    own: set[int] = set()
+    for entry in sorted(seen.arrivals, key=lambda entry: entry.tick):
+        while touch is not None and touch.tick <= entry.tick:
+            boots = touch.cpu == seen.boot_cpu
+            kernels = boots and kernel is not None and touch.tick > kernel.tick
+            if kernels or (not boots and touch.stage == "hold"):
+                own |= set(range(touch.at & ~3, touch.at + touch.size, 4))
+            touch = next(writes, None)
+        yield entry, own
 
 
 def _low_code(seen: Evidence) -> Finding:
@@ -410,7 +416,7 @@ def _flag_value(seen: Evidence) -> Finding:
 def _outcome(seen: Evidence) -> Finding:
     option = "--load-panic" if seen.meant == "stay" else "--load"
     if seen.outcome == "stopped":
-        if seen.end.get("reason") in ("until", "cancelled"):
+        if seen.ended_as_asked or seen.end.get("reason") == "cancelled":
             return Finding(NA, "The run was ended before the kernel had decided.")
         text = as_sentence(str(seen.end.get("text", "")) or "the run was cut short")
         cpu = seen.end.get("cpu")
@@ -510,6 +516,10 @@ def _secondaries(seen: Evidence) -> Finding:
         if seen.end.get("reason") == "fault" and seen.end.get("cpu") == cpu:
             text = as_sentence(f"CPU {cpu} stopped: {seen.end.get('text', '')}")
             return Finding(FAILED, text, seen.end.get("tick"), cpu)
+        lost = _lost_in_hold(seen, cpu)
+        if lost is not None:
+            text = f"CPU {cpu} took a {lost.text} in the hold loop, and was never released."
+            return Finding(FAILED, text, lost.tick, cpu)
         if stage == "hold":
             waiting.append(cpu)
         elif stage in ("joins", "head", "early_setup", "start_kernel", "relocate", "copy"):
@@ -524,6 +534,16 @@ def _secondaries(seen: Evidence) -> Finding:
         text = as_sentence(", ".join(parts + (held if waiting else [])))
         return Finding(PASSED, text, last_tick, released[-1] if released else None)
     return Finding(NA, "The run ended before they came.")
+
+
+def _lost_in_hold(seen: Evidence, cpu: int) -> Event | None:
+    """The exception that took a secondary out of the hold loop; no kernel handles any there."""
+    released = [e.tick for e in seen.events.get("stage", []) if e.cpu == cpu and e.text == "joins"]
+    for event in seen.events.get("exception", []):
+        late = released and event.tick > released[0]
+        if event.cpu == cpu and not late and seen.stage_at(cpu, event.tick) == "hold":
+            return event
+    return None
 
 
 def _count(count: int, name: str) -> str:

@@ -191,7 +191,7 @@ class Run:
             self._note_stage(change)
         seen = self._arrivals.get((row.cpu, row.tick))
         region = self.tracker.cpus[row.cpu].region
-        is_vector = region == "kernel-at-0" and not self.tracker.moved
+        is_vector = region == "vectors" or (region == "kernel-at-0" and not self.tracker.moved)
         if seen is not None and region != came_from and not is_vector:
             self.facts.entered(seen, region)
         if region in ("purgatory", "kernel") and region not in self._entered:

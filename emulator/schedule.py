@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
 from emulator.errors import LimitError
 
+DEFAULT_QUANTUM: Final = 1000
+DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
+"""A run that nobody limits ends there."""
 SOLO_TICKS: Final = 2_000_000
 """Slice of a CPU that runs alone; bounds how late a parked CPU sees a write to ordinary memory."""
 QUANTUM_MIN, QUANTUM_MAX = 1, 100_000_000
@@ -33,6 +36,12 @@ class Schedule:
 
     quantum: int
     seed: int
+    cut: ClassVar[None] = None
+    """No tick is special (`adversary`)."""
+    exact: ClassVar[bool] = False
+    """A slice may end at the last block boundary before its tick."""
+    probes: ClassVar[bool] = True
+    """After a slice it may be tried by some more steps whether the CPU only spins."""
 
     def __post_init__(self) -> None:
         if not QUANTUM_MIN <= self.quantum <= QUANTUM_MAX:

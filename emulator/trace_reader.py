@@ -272,6 +272,12 @@ class TraceReader:
         for row in self._rows(sql, *values, count):
             yield Event(*check_row("event", row))
 
+    def last_events(self, kind: str, count: int) -> list[Event]:
+        """Return the last events of a kind, at most so many, in order."""
+        columns = "tick,cpu,kind,addr,size,value,nip,symbol,text"
+        sql = f"SELECT {columns} FROM event WHERE kind = ? ORDER BY tick DESC, id DESC LIMIT ?"  # noqa: S608
+        return [Event(*check_row("event", row)) for row in self._rows(sql, kind, count)][::-1]
+
     def console_chunks(self, upto_tick: int | None = None) -> Iterator[ConsoleChunk]:
         """Yield what the guest had sent to its console at `upto_tick`, in order."""
         sql = "SELECT tick,cpu,data FROM console WHERE tick <= ? ORDER BY id LIMIT ?"

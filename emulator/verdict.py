@@ -8,12 +8,13 @@ kernel that moved all the same is told as just that.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from emulator.evidence import Evidence
+from emulator.evidence import Evidence, ended_as_asked
 from emulator.handoff import FLAG_OFFSET, FLAGS, RUN_AT_LOAD, RUN_AT_ZERO_MAGIC
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
+from emulator.records import MAX_FACT_ROWS
 from emulator.rules import as_sentence
 from emulator.trace import Event, TraceReader
 
@@ -21,6 +22,9 @@ FLAG_OFFSETS = {flag.at: flag.name for flag in FLAGS}
 KERNEL_STAGES = ("head", "relocate", "copy")
 SPINS = ("stuck", "spin", "spins", "spinning", "digest", "hang", "hung")
 TOP_BITS = 0xF << 60
+MAX_TOUCHES = 500
+"""Of one kind, at each end of a run; a guest may touch its flag a million times."""
+SHOWN_TOUCHES = 12
 _SWAPPED = int.from_bytes(RUN_AT_ZERO_MAGIC.to_bytes(4, "big"), "little")
 
 
@@ -44,7 +48,7 @@ class Verdict:
     """What happened, against what was asked."""
 
     word: str
-    """STAYS, MOVES, STOPS, SPINS or RUNNING."""
+    """STAYS, MOVES, ENDED (as asked, before it was decided), STOPS, SPINS or RUNNING."""
     asked: str
     """stay or move."""
     sentence: str
@@ -53,10 +57,15 @@ class Verdict:
 
     @property
     def as_asked(self) -> bool | None:
-        """Whether it came as asked; None while it runs."""
-        if self.word == "RUNNING":
-            return None
-        return self.word == {"stay": "STAYS", "move": "MOVES"}[self.asked]
+        """Whether it came as asked; None while it runs, or if it was ended before that."""
+        return came_as_asked(self.word, self.asked)
+
+
+def came_as_asked(word: str, asked: str) -> bool | None:
+    """Compare the word of a verdict with what was asked: stay or move."""
+    if word in ("", "RUNNING", "ENDED"):
+        return None
+    return word == {"stay": "STAYS", "move": "MOVES"}.get(asked)
 
 
 def number(value: Any) -> int | None:
@@ -94,17 +103,25 @@ def verdict(reader: TraceReader) -> Verdict:
         int(spec.get("cpus", 1)),
         reader.last_tick,
     )
-    found = [*reader.events("flag-write"), *reader.events("flag-read")]
+    found: Iterable[Event] | None = None
     asked = _asked(spec, placement)
     outcome = _outcome(row, int(spec.get("boot_cpu", 0)), kernel_addr)
     if reader.facts is not None:
         seen = Evidence.of_trace(reader)
         outcome = _seen_outcome(seen, row, outcome)
-        found = _seen_touches(seen)
+        if len(seen.accesses) < MAX_FACT_ROWS["access"]:  # else it is a flood, and they its start
+            found = _seen_touches(seen)
+    if found is None:
+        kinds = ("flag-write", "flag-read")
+        found = {event for kind in kinds for event in _first_and_last(reader, kind)}
     touches = _touches(reader, found, row, kernel_addr)
     word = _word(reader, outcome)
+    boot = row.at(int(spec.get("boot_cpu", 0)), reader.last_tick)
     custody = (_asked_step(spec, placement), *touches, *_outcome_step(outcome, kernel_addr))
     sentence = _sentence(reader, word, asked, touches, kernel_addr)
+    if word == "ENDED":
+        where = f"the boot CPU was in {boot.name}" if boot else "nothing had run"
+        sentence = f"{_ended(reader)}; by then {where}, and the kernel had not decided."
     lines = _lines(reader, word, asked, touches, sentence)
     return Verdict(word, asked, sentence, lines, custody)
 
@@ -125,13 +142,16 @@ def _seen_touches(seen: Evidence) -> list[Event]:
 def _touches(
     reader: TraceReader, found: Iterable[Event], row: Lanes, kernel_addr: int | None
 ) -> tuple[Step, ...]:
-    """Return the writes of the kernel's flag, and its reads by the kernel, in order."""
+    """Return the writes of the kernel's flag, and its reads by the kernel, in order.
+
+    Of a flood the first and the last ones, numbered as if there were no others.
+    """
     steps: list[Step] = []
     value = flag_at_start(reader.spec, reader.placement)
     for event in sorted(found, key=lambda event: event.tick):
         offset = flag_offset(event, kernel_addr)
         stay = row.at(event.cpu, max(event.tick - 1, 0))
-        if offset is None or stay is None or len(steps) >= 12:
+        if offset is None or stay is None:
             continue
         new = number(event.value)
         value = value if offset == FLAG_OFFSET or steps else ""
@@ -150,7 +170,16 @@ def _touches(
         steps.append(
             Step(len(steps) + 1, title, stay.letter, shown, text, event.tick, write, new == 1)
         )
-    return tuple(steps)
+    if len(steps) > SHOWN_TOUCHES:
+        half = SHOWN_TOUCHES // 2
+        steps = [*steps[:half], *steps[-half:]]
+    return tuple(replace(step, number=n) for n, step in enumerate(steps, 1))
+
+
+def _first_and_last(reader: TraceReader, kind: str) -> list[Event]:
+    """Return the events of a kind, of very many only those at both ends."""
+    first = list(reader.events(kind, limit=MAX_TOUCHES))
+    return first if len(first) < MAX_TOUCHES else first + reader.last_events(kind, MAX_TOUCHES)
 
 
 def flag_at_start(spec: dict[str, Any], placement: dict[str, Any]) -> str:
@@ -237,6 +266,8 @@ def _word(reader: TraceReader, outcome: tuple[str, Stay] | None) -> str:
         return outcome[0]
     if reader.status == "running":
         return "RUNNING"
+    if ended_as_asked(reader.end):
+        return "ENDED"
     reason = str((reader.end or {}).get("reason", ""))
     return "SPINS" if any(word in SPINS for word in reason.split("-")) else "STOPS"
 
@@ -255,7 +286,8 @@ def _sentence(
         tail = f"as {option} asks" if kept else f"but {option} asks it to {asked}"
         reads = sum(1 for step in touches if not step.write)
         times = {0: "never read it", 1: "read it once", 2: "read it twice"}
-        read = times.get(reads, f"read it {reads} times")
+        many = "again and again" if len(touches) == SHOWN_TOUCHES else f"{reads} times"
+        read = times.get(reads, f"read it {many}")
         text = f"{_flag_clause(touches)}; the kernel {read} and {place}, {tail}."
         return text + _end_clause(reader)
     return _end_text(reader)
@@ -273,9 +305,19 @@ def _flag_clause(touches: tuple[Step, ...]) -> str:
 
 def _end_clause(reader: TraceReader) -> str:
     end = reader.end
+    if ended_as_asked(end):
+        return f" {_ended(reader)}."
     if end is None or end.get("ok"):
         return ""
     return f" Then: {_end_text(reader)}"
+
+
+def _ended(reader: TraceReader) -> str:
+    """Say where a run was ended by its user."""
+    end, spec = reader.end or {}, reader.spec
+    until = end.get("reason") == "until"
+    at = f"--until {spec.get('until')}" if until else f"--limit {spec.get('limit_ticks')}"
+    return f"Ended at {at}, as asked"
 
 
 def _end_text(reader: TraceReader) -> str:

@@ -329,7 +329,7 @@ SAMPLES = (
         "Race, lost: the same images, another schedule",
         "The flag is written between the kernel's two reads: relocated for 0, not copied there.",
         "who writes the flag, and when",
-        schedule="others:33:1",
+        schedule="writer:cpu0:0x38:2:50",
         beside="race-be",
     ),
     _pair(

@@ -63,6 +63,11 @@ def _read(number: int) -> Callable[[Evidence], Tick]:
     return find
 
 
+def _before(tick: Tick, instructions: int) -> Tick:
+    """So many instructions of the snippet earlier: it runs without a break."""
+    return None if tick is None else tick - instructions
+
+
 PLACES: Final[dict[str, Callable[[Evidence], Tick]]] = {
     "start": lambda seen: 0,
     "copied": lambda seen: max(
@@ -75,7 +80,8 @@ PLACES: Final[dict[str, Callable[[Evidence], Tick]]] = {
     "low write": _purgatory_low_write,
     "head write": lambda seen: _first([t.tick for t in seen.head_writes]),
     "entry": _entry("kernel"),
-    "before entry": lambda seen: e.tick - 1 if (e := seen.entered("kernel")) is not None else None,
+    "compare": lambda seen: _before(_purgatory_low_write(seen), 3),
+    "marks": lambda seen: _before(_first([t.tick for t in seen.head_writes]), 3),
     "first read": _read(0),
     "second read": _read(1),
     "copies": _stage("copy"),
@@ -115,10 +121,12 @@ _MOVES_WRONGLY: Final[tuple[Row, ...]] = (
     ("moved", "It jumps into its copy, over the crashed kernel's memory that the dump was to"
               " save."),
 )  # fmt: skip
-_POSTED: Final[Row] = (
-    "before entry", "Snippet 2 has run, and the flag is what it was: `cmpd 18,1` compares two"
-                    " registers, r18 and r1, and r1 is the stack pointer. They are not equal, so"
-                    " `stw 7,92(4)` was jumped over. The kernel is entered next.",
+_POSTED: Final[tuple[Row, ...]] = (
+    ("compare", "Snippet 2: purgatory's flag is in r18, and it is 1. `cmpd 18,1` has just compared"
+                " r18 not with the number 1, but with register r1, the stack pointer. They are not"
+                " equal, so `bne` is going to jump over `stw 7,92(4)`, the store that marks the"
+                " kernel's flag."),
+    ("entry", 'The kernel is entered, and at kernel+0x5c stands what the image came with: "run0".'),
 )  # fmt: skip
 
 STORIES: Final[dict[str, tuple[Row, ...]]] = {
@@ -171,11 +179,12 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
                        ' found "run0" in the image, and made it 1 in purgatory.'),
         *_STAYS,
     ),
-    "posted": (*_OPENING, _POSTED, *_MOVES_WRONGLY),
+    "posted": (*_OPENING, *_POSTED, *_MOVES_WRONGLY),
     "meant": (
         *_OPENING,
-        ("head write", "`cmpdi 18,1` compares r18 with the number 1: equal, and `stw 7,92(4)`"
-                       " marks the flag in the kernel."),
+        ("marks", "Snippet 2: `cmpdi 18,1` has just compared r18 with the number 1: equal, so the"
+                  " `bne` after it does not jump. As posted it said `cmpd`, one letter less."),
+        ("head write", "`stw 7,92(4)` marks the flag in the kernel: 1 at kernel+0x5c."),
         ("low write", "The instruction that was stolen, the kernel's first, is put to 0."),
         *_STAYS,
     ),
@@ -204,7 +213,9 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
         *_OPENING,
         ("low write", "Purgatory stores an address of its own where the secondary looks: it is to"
                       " write the flag, after some other work."),
-        *_MOVES_WRONGLY[:2],
+        _MOVES_WRONGLY[0],
+        ("second read", "It reads the flag once more, before it copies: not 1, so all of it goes to"
+                        " 0. The secondary is still busy with its other work."),
         ("head write", "Now the secondary writes 1. The kernel runs at 0 already."),
     ),
     "race": (
@@ -215,13 +226,15 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "race-lost": (
         *_OPENING,
-        ("low write", "The same images as beside; here the secondary runs one instruction where it"
-                      " ran a whole slice there."),
+        ("low write", "The same images as beside; but from this store on the boot CPU runs 50"
+                      " instructions before the secondary runs any. On real CPUs that is an"
+                      " interrupt, a cache miss, a hypervisor's choice."),
         ("first read", 'The kernel reads "run0": it is going to run at 0, and relocates for it.'),
         ("head write", "Now the secondary writes 1, between the two reads."),
         ("second read", "The kernel reads 1: only the vectors are copied. It has relocated itself"
                         " for 0, where nothing of it lies."),
-        ("end", "It jumps to where its code would be."),
+        ("end", "It has jumped to where its code was to be. Only the vectors lie there, and in one"
+                " of them it spins."),
     ),
     "waits": (
         *_OPENING,
@@ -234,17 +247,27 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
         ("head write", "The store goes to kernel+0x58. The flag is at 0x5c."),
         *_MOVES_WRONGLY,
     ),
-    "width": (
+    "width-be": (
         *_OPENING,
-        ("head write", "`ld` loads 8 bytes of a flag of 4, `stw` stores the low half: on big endian"
-                       " that is the word behind the flag, on little endian the flag."),
-        ("first read", "What the kernel reads here is what was stored."),
-        ("second read", "It reads the same again, and copies accordingly."),
+        ("head write", "`ld` has loaded 8 bytes from 0x5c: the flag, 1, and the word behind it, an"
+                       " instruction at 0x60. `stw` stores the low half of the register, and on big"
+                       " endian that is the instruction."),
+        ("first read", "The kernel reads that instruction as its flag. It is not 1, so it is going"
+                       " to run at 0."),
+        *_MOVES_WRONGLY[1:],
+    ),
+    "width-le": (
+        *_OPENING,
+        ("head write", "`ld` has loaded 8 bytes from 0x5c: the flag, 1, and the word behind it."
+                       " `stw` stores the low half of the register, and on little endian that is"
+                       " the flag. The same code is wrong on big endian."),
+        *_STAYS,
     ),
     "clobber": (
         *_OPENING,
         ("low write", "Purgatory clears low memory from 0 on. A secondary spins there."),
-        ("changed", "The secondary executes what stands there now: no instruction at all."),
+        ("changed", "The secondary has branched back in its loop. What it is going to execute is"
+                    " what stands there now: zeros, no instruction at all."),
     ),
     "below": (
         *_OPENING,
@@ -282,15 +305,20 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
     "mismatch-le": (
         *_OPENING,
         ("head write", 'A little-endian kexec compared the big-endian "run0" in its own order,'
-                       " found something else, and left it alone."),
+                       " found something else, and left it alone: purgatory stores it back."),
         *_MOVES_WRONGLY,
     ),
 }  # fmt: skip
 
 
+def story_key(sample: Sample) -> str:
+    """The name of a sample's story: its own, or that of both byte orders."""
+    return sample.name if sample.name in STORIES else sample.name[: -len("-be")]
+
+
 def story_of(sample: Sample) -> tuple[Row, ...]:
-    """The rows of a sample: those of its name without the byte order."""
-    return STORIES[sample.name[: -len("-be")]]
+    """The rows of a sample."""
+    return STORIES[story_key(sample)]
 
 
 def pin(sample: Sample, seen: Evidence) -> tuple[Note, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from app.debian import DebianPair
 from app.samples import sample_spec
 from app.sessions import SessionPool
 from emulator.samples import SAMPLES, Sample
@@ -62,3 +63,16 @@ def test_windows_of_the_samples(tmp_path: Path, sample: Sample) -> None:
     with SessionPool(keep_spare=False) as pool:
         assert pool.record("run", path, sample_spec(sample), images).status == "finished"
     _compare(path, 12)
+
+
+@pytest.mark.real
+def test_windows_of_the_debian_pair(tmp_path: Path, debian_pair: DebianPair) -> None:
+    images = [
+        ImageFile("kernel", debian_pair.vmlinux.name, debian_pair.vmlinux.read_bytes()),
+        ImageFile("purgatory", debian_pair.kexec.name, debian_pair.kexec.read_bytes()),
+    ]
+    path = tmp_path / "run.bootflow"
+    with SessionPool(keep_spare=False) as pool:
+        spec = {"mode": "load-panic", "cpus": 4, "debug": True}
+        assert pool.record("run", path, spec, images).status == "finished"
+    _compare(path, 50)

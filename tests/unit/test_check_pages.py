@@ -23,8 +23,8 @@ from emulator.errors import SessionError
 from emulator.evidence import Evidence
 from emulator.recorder import RunSpec
 from emulator.rules import RULES
-from emulator.samples import SAMPLES, get_sample
-from emulator.samples.notes import PLACES, STORIES, pin, story_of
+from emulator.samples import SAMPLES, Sample, get_sample
+from emulator.samples.notes import PLACES, STORIES, pin, story_key, story_of
 from emulator.trace import ImageFile, TraceReader
 
 POSTED, MEANT = get_sample("posted-be"), get_sample("meant-be")
@@ -114,6 +114,7 @@ def test_story_is_told_in_steps_and_as_a_mail(client: FlaskClient) -> None:
     mail = client.get(f"/t/{run_id}/story.txt").text
     assert max(len(line) for line in mail.splitlines()) <= 75
     assert mail.count(f"http://localhost/t/{run_id}/") == count + 1
+    assert f"http://localhost/t/{sample_run_id(MEANT)}/story/" in mail
     assert mail.isascii()
     last = client.get(f"/t/{run_id}/story/{count}/", headers=BROWSER)
     assert last.status_code == 503  # the session does not answer; the note is there all the same
@@ -142,7 +143,7 @@ def test_owner_pins_notes_and_nobody_else(client: FlaskClient, own: tuple[str, s
 
 
 def test_every_sample_has_a_story_whose_places_are_known() -> None:
-    used = {sample.name[: -len("-be")] for sample in SAMPLES}
+    used = {story_key(sample) for sample in SAMPLES}
     assert used == set(STORIES)
     for sample in SAMPLES:
         for place, text in story_of(sample):
@@ -157,6 +158,24 @@ def test_notes_are_pinned_in_order_of_time(folder: Path) -> None:
             assert {note.text for note in notes} == {text for _, text in story_of(sample)}
             assert [note.tick for note in notes] == sorted(note.tick for note in notes)
             assert notes[-1].tick <= reader.last_tick
+
+
+@pytest.mark.parametrize(
+    ("sample", "place", "just_ran"),
+    [(POSTED, "compare", "cmpd r18,r1"), (MEANT, "marks", "cmpdi r18,1")],
+)
+def test_note_of_the_snippet_stands_at_its_compare(
+    folder: Path, sample: Sample, place: str, just_ran: str
+) -> None:
+    path = trace_path(folder, sample_run_id(sample))
+    with TraceReader(path) as reader:
+        notes = pin(sample, Evidence.of_trace(reader))
+    text = dict(story_of(sample))[place]
+    (tick,) = [note.tick for note in notes if note.text == text]
+    with SessionPool(keep_spare=False) as pool:
+        question = {"q": "window", "tick": tick, "before": 1, "after": 0}
+        answer = pool.query("run", path, question)
+    assert " ".join(answer["steps"][-1]["text"].split()) == just_ran
 
 
 def test_command_line_exits_1_when_a_rule_fails(folder: Path) -> None:
@@ -184,6 +203,8 @@ def test_command_line_explores_and_records_the_race(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["check", str(path), "--schedules", "1", "--json"])
     assert done.exit_code == 1
     (race,) = json.loads(done.stdout)["schedules"]["races"]
+    assert race["command"].startswith("bootflow record --load-panic kernel-be.elf --purgatory")
+    assert race["command"].endswith(f"--schedule {race['schedule']}")
     assert race["rules"] == ["flag-written", "flag-value", "outcome"]
     again = CliRunner().invoke(main, ["check", race["trace"], "--json"])
     failed = [row["id"] for row in json.loads(again.stdout)["rules"] if row["status"] == "failed"]

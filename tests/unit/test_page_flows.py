@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 from app import create_app, guide
 from app.index import Index, trace_path
 from emulator.errors import SessionError
+from emulator.trace import TraceWriter
 from tests import fabricated
 
 ROOT = Path(__file__).parents[2]
@@ -216,6 +217,28 @@ def test_owner_describes_publishes_and_unlists(app: Flask) -> None:
 def test_gallery_is_filtered(client: FlaskClient, query: str, ids: set[str]) -> None:
     found = client.get(f"/runs.json?{query}").get_json()
     assert {row["id"] for row in found["runs"]} == ids
+
+
+def test_run_that_was_ended_as_asked_is_neither_right_nor_wrong(client: FlaskClient) -> None:
+    app = client.application
+    index, spec = app.extensions["bootflow.index"], fabricated.SPEC | {"until": "relocate"}
+    run, _ = index.add(spec=spec, files=FILES, title="ended", listed=True)
+    writer = TraceWriter(trace_path(app.config["DATA_DIR"], run.id))
+    writer.start(spec, [])
+    for record in fabricated.records():
+        if record.get("tick", 0) < 1_508_300_000:
+            writer.apply(record)
+    writer.apply(fabricated.end("--until relocate reached", reason="until", tick=1_508_300_000))
+    writer.finish()
+    index.set_status(run.id, "finished", word="ENDED")
+    (row,) = client.get("/runs.json?outcome=ended").get_json()["runs"]
+    assert (row["id"], row["word"], row["as_asked"]) == (run.id, "ENDED", None)
+    missed = client.get("/runs.json?outcome=not-as-asked").get_json()["runs"]
+    assert run.id not in {each["id"] for each in missed}
+    page = client.get(f"/t/{run.id}/").text
+    assert '<span class="tag move">ENDED</span>' in page
+    assert "Ended at --until relocate, as asked; by then the boot CPU was in purgatory" in page
+    assert client.get(f"/t/{run.id}/check.json").get_json()["outcome"] == "stopped"
 
 
 def test_an_index_of_an_older_bootflow_gets_the_new_columns(tmp_path: Path) -> None:

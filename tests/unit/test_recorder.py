@@ -123,7 +123,7 @@ def test_until_an_unknown_symbol_is_bad_input() -> None:
 
 def test_limit_is_a_named_end() -> None:
     end = record(limit_ticks=5000)[-1]
-    assert (end["reason"], end["ok"], end["tick"]) == ("limit", False, 5000)
+    assert (end["reason"], end["ok"], end["tick"]) == ("limit", True, 5000)
 
 
 def test_cancel_between_slices() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from app import sessions
+from app.room import SESSION_BYTES
 from app.sessions import PoolLimits, SessionPool
 from app.warden import used_bytes
 from emulator.errors import LimitError, TraceError
@@ -136,3 +137,27 @@ def test_memory_of_processes_is_measured() -> None:
     assert 10 * MIB < used < 4000 * MIB
     assert used_bytes(here, [here, here]) == pytest.approx(2 * used, rel=0.2)
     assert used_bytes(1 << 30, [1 << 30]) == 0
+
+
+def test_warden_tells_the_pool_what_a_session_uses(traces: dict[str, Path]) -> None:
+    with SessionPool(PoolLimits(session_bytes=1000 * MIB), engine=ENGINE) as pool:
+        pool.query("a", traces["a"], STATE)
+        with pool._moved:
+            assert pool._moved.wait_for(lambda: "a" in pool._known_bytes, PATIENCE)
+            assert pool._live["a"].bytes == pool._known_bytes["a"]
+        assert 5 * MIB < pool._known_bytes["a"] < SESSION_BYTES
+
+
+def test_memory_that_may_not_be_read_is_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_text = Path.read_text
+
+    def refuse(path: Path, *args: Any, **more: Any) -> str:
+        if path.name == "smaps_rollup":
+            raise PermissionError
+        return read_text(path, *args, **more)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    here = os.getpid()
+    alone = used_bytes(here, [here])
+    assert 10 * MIB < alone < 8000 * MIB
+    assert used_bytes(here, [here] * 11) - alone == pytest.approx(40 * MIB, abs=5 * MIB)

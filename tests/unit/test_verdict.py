@@ -66,3 +66,35 @@ def test_lines_are_fit_for_a_mail(tmp_path: Path) -> None:
     found = _judge(tmp_path / "t", [*fabricated.records(), fabricated.end()])
     assert found.lines[0].startswith("verdict:  STAYS")
     assert all(line.isascii() for line in found.lines)
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason", "words"),
+    [
+        ({"until": "relocate"}, "until", "Ended at --until relocate, as asked; by then the boot"),
+        ({"limit_ticks": 1_508_300_000}, "limit", "Ended at --limit 1508300000, as asked; by then"),
+    ],
+)
+def test_ended_where_the_user_asked(
+    tmp_path: Path, spec: dict[str, Any], reason: str, words: str
+) -> None:
+    start = [r for r in fabricated.records() if r.get("tick", 0) < 1_508_300_000]
+    end = fabricated.end(f"--{reason} reached", reason=reason, tick=1_508_300_000)
+    found = _judge(tmp_path / "t", [*start, end], fabricated.SPEC | spec)
+    assert (found.word, found.as_asked) == ("ENDED", None)
+    assert found.sentence.startswith(words)
+    assert found.sentence.endswith("CPU was in purgatory, and the kernel had not decided.")
+
+
+def test_decided_before_it_was_ended(tmp_path: Path) -> None:
+    end = fabricated.end("--until start_kernel reached", reason="until")
+    spec = fabricated.SPEC | {"until": "start_kernel"}
+    found = _judge(tmp_path / "t", [*fabricated.records(), end], spec)
+    assert (found.word, found.as_asked) == ("STAYS", True)
+    assert found.sentence.endswith("as --load-panic asks. Ended at --until start_kernel, as asked.")
+
+
+def test_limit_that_nobody_asked_for_stops_the_run(tmp_path: Path) -> None:
+    start = [r for r in fabricated.records() if r.get("tick", 0) < 1_508_300_000]
+    end = fabricated.end("limit of 8000000000 ticks", ok=False, reason="limit", tick=8_000_000_000)
+    assert _judge(tmp_path / "t", [*start, end]).word == "STOPS"
