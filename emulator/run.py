@@ -20,6 +20,7 @@ from emulator.disassembly import disassemble, trampolines
 from emulator.facts import Arrival, Facts
 from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
+from emulator.hashtable import table_bytes
 from emulator.images import KernelImage
 from emulator.machine import Access, Machine, Step, Stop, Watch
 from emulator.mmu import ACCESS_FETCH
@@ -96,6 +97,7 @@ class Run:
             on_exception=self._note_exception,
             on_range=self._stands_at_range,
             counting=counting,
+            hash_table_bytes=table_bytes(placement.device_tree.page_table_order()),
         )
         for segment in placement.segments:
             if segment.data:
