@@ -19,14 +19,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from app.command import record_line, record_lines
 from app.exploring import Explored, explore_trace, record_races
-from app.reproduce import record_command
+from app.panels import in_order
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
@@ -328,7 +328,7 @@ def events(trace: Path, kind: str | None, as_json: bool) -> None:
         if as_json:
             _print_json([event._asdict() for event in found])
         else:
-            _print(event_lines(found))
+            _print(event_lines(in_order(found, reader.end)))
 
 
 @main.command()
@@ -364,11 +364,19 @@ def show_verdict(trace: Path, as_json: bool) -> None:
             "lines": list(told.lines),
             "digest": reader.digest,
             "end": reader.end,
+            "command": list(_again(reader)),
         }
     if as_json:
         _print_json(document)
     else:
         _print(part for line in told.lines for part in fit(line, indent=10))
+        _print(["", *document["command"]] if document["command"] else [])
+
+
+def _again(reader: TraceReader) -> tuple[str, ...]:
+    """Return the command that records the same run, for a shell."""
+    files = {info.role: info.name for info in reader.image_infos().values()}
+    return record_lines(reader.spec, files)
 
 
 @main.command("check")
@@ -381,7 +389,11 @@ def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: 
     with TraceReader(trace) as reader:
         report = check_trace(reader)
         names = {role: info.name for role, info in reader.image_infos().items()}
-        command = partial(record_command, reader.spec, names)
+        spec = reader.spec
+
+    def command(schedule: str) -> str:
+        return record_line({**spec, "schedule": schedule}, names)
+
     with SessionPool(_LIMITS, keep_spare=False) as pool:
         why = () if as_json else _why(pool, trace, report)
         found = None if schedules is None else _explored(pool, trace, schedules)

@@ -223,4 +223,4 @@ def _cell(
     name, _, rest = row.text.partition(" ")
     bold = " b" if css or row.flag else ""
     canvas.text(x + step / 2, y + 12, f"c s{bold}", name[:room])
-    canvas.text(x + step / 2, y + 23, "c s m", rest.strip()[:room])
+    canvas.text(x + step / 2, y + 23, "c s", rest.strip()[:room])

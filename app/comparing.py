@@ -219,18 +219,32 @@ def _forks(divergence: Divergence | None, ids: tuple[str, str]) -> tuple[Drawing
     )
 
 
+def _flag_words(written: str) -> str:
+    """Return what a run did to its flag: `set to 1`, `left at "run0"`, `never written`."""
+    if written == "never":
+        return "never written"
+    before, _, after = written.rpartition(" -> ")
+    return f"left at {after}" if before == after else f"set to {after}"
+
+
 def _sentence(sides: tuple[Side, ...], found: Found) -> str:
     """Say the difference in one sentence."""
     if found.same_digest:
         return "The same run twice: the trace digests are equal."
     named = {row.name: row for row in found.flag}
     kernel, written = named.get("kernel"), named.get("written")
+    flags = ("", "")
+    if written is not None and not written.same:
+        flags = (f": flag {_flag_words(written.a)}", f": flag {_flag_words(written.b)}")
     if kernel is not None and not kernel.same:
-        words = f"A {kernel.a}, B {kernel.b}"
+        ends = [
+            value if value != "never" else side.verdict.word.lower()
+            for side, value in zip(sides, (kernel.a, kernel.b), strict=True)
+        ]
+        words = f"A {ends[0]}{flags[0]}; B {ends[1]}{flags[1]}"
     else:
         words = f"Both: {sides[0].verdict.sentence.rstrip('.')}" if kernel else "Two runs"
-    if written is not None and not written.same:
-        words += f"; flag written: {written.a} in A, {written.b} in B"
+        words += f"; in A{flags[0][1:]}, in B{flags[1][1:]}" if flags[0] else ""
     if found.divergence is None:
         return words + "; the flow of the boot CPU shows no divergence."
     ticks = f"tick {found.divergence.tick_a:,}"

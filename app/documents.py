@@ -55,6 +55,7 @@ def _run_document(page: pages.RunPage) -> dict[str, Any]:
         "digest": page.digest,
         "images": _images_document(page.images),
         "placement": list(page.placement),
+        "command": list(page.command),
         "where": [dataclasses.asdict(row) for row in page.cpus],
         "events": [dataclasses.asdict(row) for row in page.events],
         "events_left_out": page.more_events,

@@ -6,6 +6,7 @@ Where a tick lies is `axis.py`'s. The number of shapes is bounded, whatever the 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import heappop, heappush
@@ -13,11 +14,12 @@ from itertools import pairwise
 
 from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
 from app.canvas import CHAR_PX, Canvas, Drawing, Shape
-from app.lens import Cell, FlagValue, lens
+from app.lens import Cell, FlagValue, Waiting, lens
 
 MAX_SHAPES = 2000
 MINI_WEIGHT = 7.0
 MARK_PX = 4.0
+MAP_HEIGHT = 24.0
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Mark:
     write: bool = False
     value: str = ""
     is_set: bool = False
+    says: str = ""
+    """What stands beside the mark, where there is room."""
     end_tick: int = 0
     offset: int = 0
     end_offset: int = 0
@@ -199,8 +203,10 @@ def finish(
         if cells:
             values = [FlagValue(0, scene.flag_start, False)] if scene.flag_start else []
             values += [FlagValue(m.tick, m.value, m.is_set) for m in scene.flag if m.write]
-            at = behind.ax.x(cursor)
-            y = lens(canvas, cells, cursor, at, y, values, scene.href, behind.keep)
+            y = lens(
+                canvas, cells, cursor, behind.ax.x(cursor), y, values, scene.href, behind.keep,
+                _waiting(scene, cursor),
+            )  # fmt: skip
     what = "the run" if behind.whole else "a part of the run"
     title = f"timeline of {what}" + (f", cursor at tick {cursor:,}" if cursor is not None else "")
     return Drawing(
@@ -214,6 +220,16 @@ def finish(
         () if behind.whole else _corners(behind.overview, max(scene.last_tick, 1)),
         behind.shapes if behind.whole else (),
     )
+
+
+def _waiting(scene: Scene, cursor: int) -> list[Waiting]:
+    """Return in which stage each CPU is at the cursor, CPUs of one stage together."""
+    stages: dict[tuple[str, str], list[int]] = {}
+    for cpu, spans in scene.lanes:
+        at = bisect_right(spans, cursor, key=lambda span: span.lo) - 1
+        if at >= 0:
+            stages.setdefault((spans[at].letter, spans[at].name), []).append(cpu)
+    return [Waiting(tuple(cpus), *stage) for stage, cpus in stages.items()][:8]
 
 
 def _corners(ax: Axis, hi: int) -> tuple[tuple[float, int], ...]:
@@ -283,10 +299,8 @@ def mini(scene: Scene, width: int = 330) -> Drawing:
 
 
 def _scale_bar(canvas: Canvas, boot: Sequence[Span], scene: Scene) -> float:
-    """Draw the run in true scale, which says what the folds hide."""
-    if canvas.narrow:
-        return 2.0
-    canvas.name(10, "true scale", "e m")
+    """Draw the run in true scale, which says what the folds hide; as high as the minimap."""
+    canvas.name(10, "all" if canvas.narrow else "true scale", "e m")
     total, wide = max(scene.last_tick, 1), canvas.x1 - canvas.x0
     bars: list[Span] = []
     for span in boot:
@@ -303,10 +317,11 @@ def _scale_bar(canvas: Canvas, boot: Sequence[Span], scene: Scene) -> float:
         most = max(bars, key=lambda s: s.ticks)
         middle = canvas.x0 + (most.lo + most.hi) / 2 / total * wide
         words = f"{most.letter} {most.name}: {most.ticks / total:.1%} of {total:,} ticks"
+        words = f"{most.letter} {most.ticks / total:.1%}" if canvas.narrow else words
         half = len(words) * 6.1 / 2
         middle = min(max(middle, canvas.x0 + half), canvas.x1 - half)
         canvas.text(middle, 10.3, "c s", words)
-    return 18.0
+    return MAP_HEIGHT
 
 
 def _minimap(canvas: Canvas, whole: Axis, ax: Axis, lo: int, hi: int, cursor: int | None) -> float:
@@ -324,7 +339,7 @@ def _minimap(canvas: Canvas, whole: Axis, ax: Axis, lo: int, hi: int, cursor: in
         left, right = middle - 2.5, middle + 2.5
     canvas.path(f"M{left:.1f} 15L{ax.edges[0]:.1f} 22H{ax.edges[-1]:.1f}L{right:.1f} 15Z", "fan")
     canvas.rect(left, 0.8, right - left, 14.4, "win", f"ticks {lo:,} - {hi:,} are shown below")
-    return 24.0
+    return MAP_HEIGHT
 
 
 def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
@@ -464,7 +479,12 @@ def _flag_lane(
     if not canvas.narrow:
         canvas.name(y + 16, scene.flag_name, "e m s")
     _flag_band(canvas, scene, ax, lo, hi, y, 12)
-    for mark, x, count in thin(scene.flag, ax, lo, hi)[:60]:
+    marks = thin(scene.flag, ax, lo, hi)[:60]
+    for index, (mark, x, count) in enumerate(marks):
+        if mark.says and not canvas.narrow:
+            room = (marks[index + 1][1] - 16 if index + 1 < len(marks) else canvas.x1) - x - 14
+            if len(mark.says) * CHAR_PX < room:
+                canvas.text(x + 11, y + 9.5, "of" if mark.is_set else "f ha", mark.says)
         shift = -9 if mark.write else 0
         words = f"tick {mark.tick:,}: {mark.text}" + (f" and {count - 1} more" if count > 1 else "")
         x = min(max(x + shift, canvas.x0 + 7), canvas.x1 - 7)

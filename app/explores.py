@@ -14,13 +14,13 @@ from typing import Any
 from flask import Blueprint, Response, current_app, redirect, request, url_for
 from werkzeug.wrappers import Response as AnyResponse
 
+from app.command import record_line
 from app.errors import BadOption, reads_html
 from app.explorations import LIMITS, Exploration, Explorations
 from app.index import NoSuchRun, Run, WrongToken
 from app.owners import own_tokens, remember
 from app.pages import NoTraceYet
 from app.panels import printable
-from app.reproduce import record_command
 from app.runs import index, open_trace
 from app.uploads import check_room
 from emulator.adversary import words_of
@@ -153,7 +153,7 @@ def _found_row(
         rules,
         f"{', '.join(rules)} {verbs[len(rules) != 1]} when {words}.",
         found["schedule"],
-        record_command(spec, names, found["schedule"]),
+        record_line({**spec, "schedule": found["schedule"]}, names),
         str(found["run"]) if status else "",
         status,
         evidence,

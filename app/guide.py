@@ -131,6 +131,7 @@ FIELDS = (
     ("digest", "SHA-256 over the trace: two runs of the same inputs have the same"),
     ("images", "role, name, sha256, size_bytes; of a run"),
     ("placement", "the loader's work in the words of kexec -d"),
+    ("command", "bootflow record with the options of the run, in lines for a shell; of a run"),
     ("where", "a line a CPU: stage, NIP, symbol, since when, what comes next"),
     ("events", "tick, end_tick, cpu, kind, text, symbol, count; those round the tick"),
     ("events_left_out", "how many more there are"),

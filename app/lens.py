@@ -41,6 +41,15 @@ class FlagValue:
     is_set: bool
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """CPUs that retire nothing in the lens, and the stage that they are in meanwhile."""
+
+    cpus: tuple[int, ...]
+    letter: str
+    name: str
+
+
 def lens(
     canvas: Canvas,
     cells: Sequence[Cell],
@@ -50,6 +59,7 @@ def lens(
     flag: Sequence[FlagValue],
     href: str,
     keep: str,
+    waiting: Sequence[Waiting] = (),
 ) -> float:
     """Draw the lens below y; return where it ends."""
     back, on = (4, 4) if canvas.narrow else (7, 7) if canvas.x1 < MEDIUM_PX else (BACK, ON)
@@ -78,6 +88,7 @@ def lens(
     top = y
     y = _rows(canvas, cells, cursor, first, step, y, href, keep)
     y = _orders(canvas, cells, first, step, y)
+    y = _waiting(canvas, waiting, {cell.cpu for cell in cells}, y)
     if flag:
         y = _flag(canvas, cells, flag, first, last, step, y)
     canvas.line(edge, top - 17, edge, y - 2, "cur")
@@ -139,6 +150,24 @@ def _orders(canvas: Canvas, cells: Sequence[Cell], first: int, step: float, y: f
         canvas.text(left + 4, y + 9.3, "s b inv" if big else "s b", cells[start].order)
         start = at
     return y + 15
+
+
+def _waiting(canvas: Canvas, waiting: Sequence[Waiting], ran: set[int], y: float) -> float:
+    """Draw a low row for each stage in which CPUs stay that did not run."""
+    for row in waiting:
+        cpus = [cpu for cpu in row.cpus if cpu not in ran]
+        if not cpus:
+            continue
+        names = f"{cpus[0]}-{cpus[-1]}" if len(cpus) > 1 else f"{cpus[0]}"
+        if len(cpus) != cpus[-1] - cpus[0] + 1:
+            names = ",".join(map(str, cpus[:4])) + ".." * (len(cpus) > 4)
+        canvas.name(y + 9.5, names if canvas.narrow else f"cpu {names}", "e m")
+        canvas.rect(canvas.x0, y, canvas.x1 - canvas.x0, 12, f"s{row.letter}", row.name)
+        words = f"{row.letter} {row.name}"
+        words += "" if canvas.narrow else ", retires nothing here"
+        canvas.text(canvas.x0 + 6, y + 9.5, "s ha" if row.letter == "H" else "s", words)
+        y += 15
+    return y
 
 
 def _flag(

@@ -128,10 +128,10 @@ def listing(lines: Sequence[RanLine]) -> Markup:
                 f' <span class="be">{c.order}</span>\n'
             )
             continue
-        text = f"{c.text:<22}" if c.comment else c.text
+        text = f"{c.text:<19}" if c.comment else c.text
         flag = " flag" if c.flag else ""
-        words = f' <span class="cm{flag}"># {_escaped(c.comment)}</span>' if c.comment else ""
-        line = f"{_escaped(c.mark):2}{c.addr:>10}:  {_escaped(c.data)}  {_escaped(text)}{words}"
+        words = f'<span class="cm{flag}"> # {_escaped(c.comment)}</span>' if c.comment else ""
+        line = f"{_escaped(c.margin)}{c.addr:>10}:  {_escaped(c.data)}  {_escaped(text)}{words}"
         out.append(f'<span class="ran">{line}</span>\n' if c.mark == "*" else f"{line}\n")
     return _safe(out)
 

@@ -58,6 +58,8 @@ class Zoom:
     query: str
     current: bool
     key: str = ""
+    dead: bool = False
+    """It leads to what is shown: no link, but it keeps its place."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,14 @@ class Moment:
     steps_problem: str = ""
     sampled: bool = False
     """The session has not looked through the run yet: later it can show functions here."""
+
+    @property
+    def same_code(self) -> dict[int, int]:
+        """CPUs whose listing is that of an earlier one -> which."""
+        first: dict[tuple[RanLine, ...], int] = {}
+        return {
+            cpu: first[lines] for cpu, lines in self.code if first.setdefault(lines, cpu) != cpu
+        }
 
     @property
     def announcement(self) -> str:
@@ -323,15 +333,15 @@ def _moment(
 ) -> Moment:
     cpus = state.get("cpus", [])
     step = at_tick(rows, tick)
-    released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
     low = bytes.fromhex(state.get("low_memory", ""))
     kernel_low = bytes.fromhex(state.get("kernel_low", ""))
     fields = panels.low_fields(reader.placement.get("low_fields") or [])
     big = bool(reader.placement.get("kernel_big_endian"))
     active = _active(reader, told, tick, step, view)
+    code = _code(state, rows, tick)
     return Moment(
         tick,
-        panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick),
+        _where(cpus, told, reader, tick, panels.polled_word(fields, low, big_endian=big), code),
         tuple(
             panels.register_block(
                 cpu,
@@ -340,7 +350,7 @@ def _moment(
             )
             for cpu in cpus
         ),
-        _code(state, rows, tick),
+        code,
         _low_rows(told, low, fields, tick, big_endian=big) if state else (),
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
@@ -353,6 +363,31 @@ def _moment(
         state,
         {},
     )
+
+
+def _where(
+    cpus: list[Json],
+    told: Story,
+    reader: TraceReader,
+    tick: int,
+    polled: str,
+    code: Sequence[tuple[int, Sequence[RanLine]]],
+) -> tuple[panels.CpuRow, ...]:
+    """Say where every CPU is: by its registers, or without them by what the trace knows."""
+    released = {e.cpu: e.tick for e in reader.events("cpu-released") if e.cpu is not None}
+    if not cpus:
+        return panels.staged_cpu_rows(told.lanes, released, told.boot_cpu, tick)
+    return panels.cpu_rows(cpus, told.lanes, released, told.boot_cpu, tick, polled, _coming(code))
+
+
+def _coming(code: Sequence[tuple[int, Sequence[RanLine]]]) -> dict[int, str]:
+    """Return the next instruction of each CPU."""
+    return {
+        cpu: " ".join(line.text.split())
+        for cpu, lines in code
+        for line in lines
+        if line.mark == "=>"
+    }
 
 
 def _low_rows(
@@ -453,15 +488,13 @@ def zooms(view: View, tick: int, last: int) -> tuple[Zoom, ...]:
     lo, hi = span or (0, max(last, 1))
     wide, end = hi - lo, max(last, 1)
     middle = tick if lo <= tick <= hi else (lo + hi) // 2
-    if wide > MIN_WINDOW:
-        half = max(wide // 8, MIN_WINDOW // 2)
-        out.append(_aside("in", view, middle - half, middle + half, end))
-    if span is not None:
-        out.append(_aside("out", view, middle - 2 * wide, middle + 2 * wide, end))
-        out.append(_aside("earlier", view, lo - wide // 2, hi - wide // 2, end))
-        out.append(_aside("later", view, lo + wide // 2, hi + wide // 2, end))
-    shown = None if span is None else view.query(width=0, window=span)
-    return tuple(zoom for zoom in out if zoom.current or zoom.query != shown)
+    half = max(wide // 8, MIN_WINDOW // 2)
+    out.append(_aside("in", view, middle - half, middle + half, end))
+    out.append(_aside("out", view, middle - 2 * wide, middle + 2 * wide, end))
+    out.append(_aside("earlier", view, lo - wide // 2, hi - wide // 2, end))
+    out.append(_aside("later", view, lo + wide // 2, hi + wide // 2, end))
+    shown = view.query(width=min(view.width, 0) if span is None else 0, window=span)
+    return tuple(replace(zoom, dead=not zoom.current and zoom.query == shown) for zoom in out)
 
 
 def _aside(name: str, view: View, lo: int, hi: int, end: int) -> Zoom:

@@ -6,11 +6,13 @@ Everything that a page says is here, once, for HTML, text, JSON and SVG alike; h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from app import panels
 from app.canvas import Drawing
+from app.command import option_words, quote, record_lines
 from app.drawing import mini, timeline
 from app.index import Run
 from app.story import Story, scene
@@ -81,6 +83,8 @@ class RunPage:
     view: View = View()  # noqa: RUF009 -- frozen
     moment: Moment | None = None
     flooded: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    """`bootflow record` with the options of this run, in lines for a shell."""
 
     @property
     def live(self) -> bool:
@@ -119,6 +123,8 @@ class GalleryRow:
     mini: Drawing | None
     flag: str = ""
     """The flag that it is about: __run_at_load, __kdump_flag, or none."""
+    beside: str = ""
+    """Id of the run that it is to be read beside."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,22 @@ class Group:
     note: str
     rows: tuple[GalleryRow, ...]
     message_id: str = ""
+
+    @property
+    def blocks(self) -> tuple[tuple[tuple[GalleryRow, ...], tuple[str, str] | None], ...]:
+        """The rows as they stand: (rows, ids to compare); two that belong together are one."""
+        if self.pair is not None:
+            return ((self.rows, self.pair),)
+        blocks: list[tuple[tuple[GalleryRow, ...], tuple[str, str] | None]] = []
+        for row in self.rows:
+            last = blocks[-1][0][-1] if blocks and blocks[-1][1] is None else None
+            ids = (last.head.id, row.head.id) if last is not None else ("", "")
+            both = last is not None and last.mini is not None and row.mini is not None
+            if last is not None and both and (last.beside == ids[1] or row.beside == ids[0]):
+                blocks[-1] = ((last, row), ids)
+            else:
+                blocks.append(((row,), None))
+        return tuple(blocks)
 
     @property
     def pair(self) -> tuple[str, str] | None:
@@ -181,14 +203,25 @@ class GalleryPage:
         return tuple(row for group in self.groups for row in group.rows)
 
 
+SAMPLES_NOTE = "samples of our own"
 OUTCOMES = ("stays", "moves", "ended", "stops", "spins", "not-as-asked")
 FLAG_NAMES = ("__run_at_load", "__kdump_flag", "none")
 
 
 def gallery_groups(
-    own: list[GalleryRow], featured: list[GalleryRow], listed: list[GalleryRow]
+    own: list[GalleryRow],
+    featured: list[GalleryRow],
+    listed: list[GalleryRow],
+    topics: Iterable[tuple[str, tuple[str, ...]]] = (),
 ) -> tuple[Group, ...]:
-    """Put the rows into groups: the reader's own, threads, featured, recent; none twice."""
+    """Put the rows into groups: the reader's own, threads, recent, featured; none twice.
+
+    Args:
+        own: runs of this reader.
+        featured: samples; those of no topic come last.
+        listed: runs that others published, newest first.
+        topics: headings of the featured, each with run ids in their order.
+    """
     threads: dict[str, list[GalleryRow]] = {}
     for row in listed:
         if row.head.message_id:
@@ -197,8 +230,12 @@ def gallery_groups(
     for key, rows in threads.items():
         groups.append(Group(f"Thread {key}", "", tuple(rows), key))
     rest = [row for row in listed if not row.head.message_id]
-    groups.append(Group("Featured", "sample pairs of our own", tuple(featured)))
     groups.append(Group("Recent", "published by their owners, newest first", tuple(rest)))
+    left = {row.head.id: row for row in featured}
+    for title, ids in topics:
+        found = tuple(left.pop(run_id) for run_id in ids if run_id in left)
+        groups.append(Group(title, SAMPLES_NOTE, found))
+    groups.append(Group("Featured", SAMPLES_NOTE, tuple(left.values())))
     return tuple(group for group in groups if group.rows)
 
 
@@ -207,7 +244,10 @@ def head(run: Run) -> Head:
     spec = run.spec
     facts = [str(file["name"]) for role, file in run.files.items() if role == "kernel"]
     facts += [f"{role}: {file['name']}" for role, file in run.files.items() if role != "kernel"]
-    facts += [options(spec), f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}"]
+    facts += [
+        " ".join(map(quote, option_words(spec))),
+        f"{spec.get('cpus', 1)} CPU{'s' * (spec.get('cpus', 1) != 1)}",
+    ]
     facts[-1] += f", {size_text(int(spec.get('mem_bytes') or 0))}" if spec.get("mem_bytes") else ""
     title = run.title or " <- ".join(str(file["name"]) for file in run.files.values())
     return Head(
@@ -225,16 +265,11 @@ def head(run: Run) -> Head:
     )
 
 
-def options(spec: dict[str, Any]) -> str:
-    """Return what was asked in the words of kexec's command line."""
-    words = ["--load-panic" if spec.get("mode") == "load-panic" else "--load"]
-    if spec.get("append"):
-        words.append(f'--append="{spec["append"]}"')
-    if spec.get("checks") is False:
-        words.append("--no-checks")
-    if spec.get("debug"):
-        words.append("--debug")
-    return " ".join(words)
+def _command(reader: TraceReader) -> tuple[str, ...]:
+    """Return the command line that makes this run again."""
+    return record_lines(
+        reader.spec, {info.role: info.name for info in reader.image_infos().values()}
+    )
 
 
 def size_text(size_bytes: int) -> str:
@@ -276,6 +311,7 @@ def run_page(
         reader.digest or "",
         view,
         flooded=told.flooded,
+        command=_command(reader),
     )
 
 

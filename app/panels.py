@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from emulator.handoff import FLAGS, SECONDARY_ENTRY
@@ -19,6 +20,11 @@ from emulator.trace import ConsoleChunk, Event
 from emulator.verdict import flag_offset, flag_text, number
 
 LOW_BYTES = 256
+SPINLOOP = "__secondary_hold_spinloop"
+NUMBERS = (SPINLOOP, "__secondary_hold_acknowledge")
+"""Fields of low memory that hold a number, which is shown with their name."""
+HOLD = "hold"
+"""Stage of a secondary in its hold loop."""
 MAX_CONSOLE_LINES = 5_000
 MAX_CONSOLE_BYTES = 1 << 20
 """What pages keep of a console: its last lines. A guest can print 16 MiB of newlines."""
@@ -144,6 +150,27 @@ def msr_mode(msr: int) -> str:
     return f"{order}, MMU {words[fetch, data]}" + (", user" if msr & MSR_PR else "")
 
 
+def in_order(events: Iterable[Event], end: Mapping[str, Any] | None) -> Iterator[Event]:
+    """Yield events by tick; what one tick brings in the order of cause and effect.
+
+    A store comes before what it leads to, and a CPU leaves the hold loop before it joins. That the
+    hand-off is complete is of no CPU: the boot CPU and every secondary have come so far.
+
+    Args:
+        events: in the order of their ticks.
+        end: how the run ended, as the trace has it.
+    """
+    whole = end is not None and end.get("reason") == "complete"
+    for _, group in groupby(events, key=lambda event: event.tick):
+        for event in sorted(group, key=lambda event: _CAUSES.get(event.kind, 0)):
+            of_all = whole and event.kind == "end"
+            yield event._replace(cpu=None, nip=None, symbol="") if of_all else event
+
+
+_CAUSES = {"cpu-released": 1, "stage": 2, "end": 3}
+"""Kinds of events that come of others at the same tick -> their place behind them."""
+
+
 def event_rows(events: Iterable[Event], lanes: Lanes, kernel_addr: int | None) -> list[EventRow]:
     """Turn events into rows; neighbours that tell the same become one row with a count."""
     rows: list[EventRow] = []
@@ -254,16 +281,37 @@ def _line(text: bytearray) -> str:
 
 
 def cpu_rows(
-    cpus: Sequence[dict[str, Any]], lanes: Lanes, released: dict[int, int], boot_cpu: int, tick: int
+    cpus: Sequence[dict[str, Any]],
+    lanes: Lanes,
+    released: dict[int, int],
+    boot_cpu: int,
+    tick: int,
+    polled: str = "",
+    coming: Mapping[int, str] | None = None,
 ) -> tuple[CpuRow, ...]:
-    """Say for every CPU of a session's reply where it is and what it does next."""
-    rows = []
+    """Say for every CPU of a session's reply where it is, why, and what it does next.
+
+    Args:
+        cpus: its registers and place, a CPU each.
+        lanes: the stages of the run.
+        released: tick at which a CPU left the hold loop.
+        boot_cpu: the one that hands over.
+        tick: of the moment.
+        polled: what the hold loop waits for, `0x38 = 0`; "" if nobody knows.
+        coming: the next instruction of a CPU.
+    """
+    rows, coming = [], coming or {}
     for state in cpus:
         cpu, registers = int(state["cpu"]), state["registers"]
         stay = lanes.at(cpu, tick)
         msr = number(registers["msr"]) or 0
-        doing, doing_tick = _doing(cpu, bool(state.get("parked")), lanes, released, tick)
+        doing, doing_tick = _doing(cpu, lanes, released, tick)
         identifier = stay.stage if stay else str(state.get("stage", ""))
+        words = [f"polls {polled}"] if polled and identifier == HOLD else []
+        words += ["parked: spins, retires nothing"] * bool(state.get("parked"))
+        if not words and coming.get(cpu):
+            words.append(f"next: {coming[cpu]}")
+        doing = "; ".join([*words, doing])
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
@@ -274,17 +322,32 @@ def cpu_rows(
     return tuple(rows)
 
 
-def _doing(
-    cpu: int, parked: bool, lanes: Lanes, released: dict[int, int], tick: int
-) -> tuple[str, int | None]:
+def staged_cpu_rows(
+    lanes: Lanes, released: dict[int, int], boot_cpu: int, tick: int
+) -> tuple[CpuRow, ...]:
+    """Say of every CPU what the trace alone knows: its stage, since when, and what comes next."""
+    rows = []
+    for cpu in sorted(lanes.stays):
+        stay = lanes.at(cpu, tick)
+        identifier = stay.stage if stay else ""
+        doing, doing_tick = _doing(cpu, lanes, released, tick)
+        rows.append(
+            CpuRow(
+                cpu, cpu == boot_cpu, stage_letter(identifier) if stay else "",
+                stage_name(identifier), "-", "", "", stay.lo if stay else None, doing, doing_tick,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _doing(cpu: int, lanes: Lanes, released: dict[int, int], tick: int) -> tuple[str, int | None]:
     row = lanes.stays.get(cpu, ())
     after = next((stay for stay in row if stay.lo > tick), None)
-    words = "parked: spins, retires nothing; " if parked else ""
+    if after is not None and (after.stage == HOLD or released.get(cpu, -1) <= tick):
+        return f"enters {after.name} at", after.lo
     if released.get(cpu, -1) > tick:
-        return f"{words}released at", released[cpu]
-    if after is not None:
-        return f"{words}enters {after.name} at", after.lo
-    return (words + ("no further stage" if row else "never ran")), None
+        return "released at", released[cpu]
+    return ("no further stage" if row else "never ran"), None
 
 
 def sampled_cpu_rows(
@@ -296,15 +359,29 @@ def sampled_cpu_rows(
         stay = lanes.at(cpu, lanes.last_tick)
         tick, nip, stage, symbol = samples.get(cpu, (0, "", "", ""))
         identifier = stay.stage if stay else stage
-        doing = f"last ran at tick {tick}" if nip else "has not run yet"
+        doing = "last ran at" if nip else "has not run yet"
         rows.append(
             CpuRow(
                 cpu, cpu == boot_cpu, stage_letter(identifier) if identifier else "",
                 stage_name(identifier), nip.removeprefix("0x"), symbol, "",
-                stay.lo if stay else None, doing, None,
+                stay.lo if stay else None, doing, tick if nip else None,
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def polled_word(fields: Iterable[Field], memory: bytes, *, big_endian: bool) -> str:
+    """Return what the hold loop of this kernel waits for, `0x38 = 0`; "" if it is not known."""
+    for row in fields:
+        if row.name == SPINLOOP and len(memory) >= row.at + row.size:
+            return f"0x{row.at:x} = {_value(row, memory, big_endian)}"
+    return ""
+
+
+def _value(row: Field, memory: bytes, big_endian: bool) -> str:
+    order: Literal["big", "little"] = "big" if big_endian else "little"
+    value = int.from_bytes(memory[row.at : row.at + row.size], order)
+    return f"0x{value:x}" if value > 9 else str(value)
 
 
 def register_block(
@@ -435,4 +512,6 @@ def _named(row: Field, memory: bytes, big_endian: bool) -> tuple[str, str]:
         order: Literal["big", "little"] = "big" if big_endian else "little"
         value = int.from_bytes(memory[row.at : row.at + row.size], order)
         name += f" = {flag_text(value)}"
+    elif row.name in NUMBERS:
+        name += f" = {_value(row, memory, big_endian)}"
     return css, f"0x{row.at:02x} {name}"

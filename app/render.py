@@ -65,7 +65,11 @@ def send(page: Any, form: str, *, fragment: str = "", **more: Any) -> Response:
             render(page, fragment=name, **more).get_data(as_text=True) for name in ("title", "main")
         ]
         return Response(f"<title>{parts[0]}</title>{parts[1]}", mimetype="text/html")
-    return render(page, form, fragment=fragment, **more)
+    response = render(page, form, fragment=fragment, **more)
+    if fragment == "live":  # the title tells the state of the run, too
+        title = render(page, fragment="title").get_data()
+        response.set_data(b"<title>" + title + b"</title>" + response.get_data())
+    return response
 
 
 def _wants_part() -> bool:
@@ -120,21 +124,26 @@ def render(page: Any, form: str = "html", *, fragment: str = "", **more: Any) ->
 
 
 def fit(text: str) -> str:
-    """Break lines of more than 75 columns; what is printed stays ASCII."""
+    """Break lines of more than 75 columns; what is printed stays ASCII.
+
+    A word that is longer, which is an address, stands alone at the very left.
+    """
     lines = []
-    for line in text.rstrip().splitlines():
+    for line in _BLANK.sub("\n\n", text.rstrip()).splitlines():
         line = line.rstrip().encode("ascii", "replace").decode()
         if len(line) <= TEXT_COLUMNS:
             lines.append(line)
             continue
         margin = " " * _margin(line)
-        lines += textwrap.wrap(
+        parts = textwrap.wrap(
             line, TEXT_COLUMNS, subsequent_indent=margin, drop_whitespace=True,
             break_on_hyphens=False, break_long_words=False,
         )  # fmt: skip
+        lines += [part if len(part) <= TEXT_COLUMNS else part.strip() for part in parts]
     return "\n".join(lines) + "\n"
 
 
+_BLANK = re.compile(r"\n{3,}")
 _EVENT_ROW = re.compile(r"[> ] *\d+ +\S+ \S? ")
 _CPU_ROW = re.compile(r" ?\d+[ *] \S .{22} ")
 _NOTE_ROW = re.compile(r"\[\d+\] ")
@@ -147,6 +156,8 @@ def _margin(line: str) -> int:
         if match:
             return match.end()
     indent = len(line) - len(line.lstrip())
+    if indent > 20:
+        return indent
     return min(indent + 2 if indent or ":" not in line[:14] else 10, 24)
 
 

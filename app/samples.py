@@ -19,6 +19,37 @@ from sqlalchemy.exc import IntegrityError
 from app.index import Index, NoSuchRun, upload_path
 from emulator.samples import SAMPLES, Sample
 
+TOPICS = (
+    ("The hand-off of today", ("kdump-le", "kexec-le", "kdump-be", "kexec-be")),
+    (
+        "How the flag came: 2.6.27 to 2.6.28",
+        ("noflag-be", "noflag0-be", "kdumpflag-be", "runatload-be", "kdumpflag-kexec-be"),
+    ),
+    (
+        "Code snippets 1 to 3: purgatory marks the flag in the kernel image",
+        ("posted-be", "meant-be", "posted-le", "meant-le"),
+    ),
+    (
+        "Who writes the flag, and when",
+        ("race-be", "race-lost-be", "waits-be", "late-be", "late-le"),
+    ),
+    ("Where the flag lies, and how wide it is", ("width-be", "width-le", "offset-be", "offset-le")),
+    (
+        "Halves that do not fit: the flag is set where nobody reads it",
+        ("mismatch-old-new-be", "mismatch-new-old-be", "mismatch-none-new-be", "mismatch-le-be"),
+    ),
+    ("A kernel that no loader can tell", ("nomagic-be", "nomagic-le")),
+    (
+        "Low memory: 0x0, 0x20, 0x60 and the first 256 bytes",
+        (
+            "restores-be", "restores-le", "iseries-be", "clobber-be", "clobber-le", "below-be",
+            "wrongid-be", "wrongid-le",
+        ),
+    ),
+    ("Digest", ("digest-be", "digest-le")),
+)  # fmt: skip
+"""Headings of the gallery, and the samples under each in the order they are to be read."""
+
 BROKEN_OFF = ("killed", "failed")
 
 
@@ -38,6 +69,13 @@ def _samples_by_run() -> dict[str, Sample]:
 def sample_of_run(run_id: str) -> Sample | None:
     """Return the sample that a run is, None for anybody's own run."""
     return _samples_by_run().get(run_id)
+
+
+@lru_cache(maxsize=1)
+def sample_topics() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """Return the headings, each with the run ids of its samples."""
+    ids = {sample.name: run_id for run_id, sample in _samples_by_run().items()}
+    return tuple((title, tuple(ids[name] for name in names)) for title, names in TOPICS)
 
 
 def sample_spec(sample: Sample) -> dict[str, Any]:

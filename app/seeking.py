@@ -157,6 +157,8 @@ class SearchPage:
     problem: str = ""
     at: str = ""
     """The place that was asked for, to go on following it."""
+    also: str = ""
+    """The same question about the same offset of the kernel where it was loaded."""
 
 
 _ACCESS = re.compile(
@@ -174,7 +176,7 @@ def search_page(
 ) -> SearchPage:
     """Search a run for a symbol, an address, a tick, a kind of event or any words of one."""
     low = words.lower()
-    access, problem, at = _ACCESS.match(low), "", ""
+    access, problem, at, also = _ACCESS.match(low), "", "", ""
     first = _FIRST.match(words)
     hits: list[Hit]
     if not words:
@@ -182,6 +184,7 @@ def search_page(
     elif access:
         meaning, hits, problem = _find_accesses(told, access, ask_all)
         at = f"{access[2]}+{access[3]}" if access[3] else access[2]
+        also = _in_kernel(told, access)
     elif re.fullmatch(r"[0-9][0-9,_]*", words):
         meaning, hits = _find_tick(told, int(re.sub("[,_]", "", words)))
     elif low in EVENT_KINDS:
@@ -197,6 +200,7 @@ def search_page(
     return SearchPage(
         pages.head(run), panels.printable(words), panels.printable(meaning),
         tuple(hits[:MAX_HITS]), len(hits) > MAX_HITS, told.lanes.last_tick, problem, at,
+        also,
     )  # fmt: skip
 
 
@@ -251,6 +255,18 @@ def _find_accesses(
     if answer.get("more"):
         meaning += "; there are more than the session lists"
     return meaning, hits, problem
+
+
+def _in_kernel(told: Story, match: re.Match[str]) -> str:
+    """Return the question for the loaded kernel's own copy of a place in low memory; "" if none.
+
+    The flag that the kernel reads is the one at its own 0x5c, not at real 0x5c.
+    """
+    addr = int(match[2], 16)
+    if not told.kernel_addr or addr >= panels.LOW_BYTES:
+        return ""
+    size = f"+{match[3]}" if match[3] else ""
+    return f"{match[1]} to 0x{told.kernel_addr + addr:x}{size}"
 
 
 def _value(value: object) -> str:

@@ -17,6 +17,7 @@ from emulator.lanes import stage_id, stage_letter
 from emulator.ppc64 import REGISTERS
 from emulator.verdict import flag_text, number
 
+TEXT_COLUMNS = 75
 BACK, ON = 28, 28
 """Instructions that are asked for before and after the cursor."""
 RECENT = 12
@@ -134,6 +135,25 @@ class RanLine:
     """`*` just ran, `=>` is next, else empty."""
     flag: bool = False
     head: bool = False
+
+    @property
+    def margin(self) -> str:
+        """The mark, and a blank behind it if the address would touch it."""
+        return f"{self.mark:<2}" + " " * (len(self.addr) >= 10)
+
+    @property
+    def text_lines(self) -> tuple[str, ...]:
+        """As text of at most 75 columns; a comment that does not fit stands below."""
+        if self.head:
+            return (f"{self.addr} <{self.symbol}>: {self.order}",)
+        start = f"{self.margin}{self.addr:>10}:  {self.data}  "
+        line = f"{start}{self.text}"
+        if not self.comment:
+            return (line,)
+        beside = f"{start}{self.text:<19} # {self.comment}"
+        if len(beside) <= TEXT_COLUMNS:
+            return (beside,)
+        return (line, f"{'':{len(start)}}# {self.comment}")
 
 
 def listing(

@@ -14,7 +14,7 @@ from app.drawing import Backdrop, Mark, Scene, backdrop
 from app.kept import Kept
 from emulator.lanes import MAX_CHANGES, Lanes, Stay, lanes
 from emulator.trace import EVENT_KINDS, Event, TraceReader
-from emulator.verdict import FLAG_OFFSETS, Verdict, flag_at_start, number, verdict
+from emulator.verdict import FLAG_OFFSETS, Step, Verdict, flag_at_start, number, verdict
 
 MAX_EVENTS = 4_000
 """Of one kind; more are counted as left out, so that a flood of one kind hides no other."""
@@ -62,7 +62,7 @@ def story(reader: TraceReader) -> Story:
     low = list(reader.events("low-write", limit=MAX_LOW_WRITES))
     return Story(
         row,
-        tuple(panels.event_rows(events, row, kernel_addr)),
+        tuple(panels.event_rows(panels.in_order(events, reader.end), row, kernel_addr)),
         tuple(low),
         tuple(panels.console_lines(*reader.console_tail(panels.MAX_CONSOLE_BYTES))),
         verdict(reader),
@@ -116,7 +116,7 @@ def _scene(run_id: str, told: Story) -> Scene:
     flag = tuple(
         Mark(
             s.tick, f"{s.title} {s.text}", s.stage_letter, s.number, s.write,
-            s.value.split(" -> ")[-1], s.is_set,
+            s.value.split(" -> ")[-1], s.is_set, "" if s.write else _decides(s),
         )
         for s in steps
     )  # fmt: skip
@@ -134,6 +134,12 @@ def _scene(run_id: str, told: Story) -> Scene:
         tuple(drawn), told.boot_cpu, low, flag, start, console, last + (told.stopped is not None),
         told.running, f"kernel+0x{offset:x}", f"/t/{run_id}/",
     )  # fmt: skip
+
+
+def _decides(read: Step) -> str:
+    """Return what was read and before what, `1 before relocate`, as the flag's history has it."""
+    _, comma, before = read.text.split(":")[0].partition(", ")
+    return f"{read.value.split()[0]} {before}" if comma and read.value else ""
 
 
 def _flag_offsets(told: Story) -> Iterable[int]:

@@ -25,10 +25,10 @@ from app.owners import own_tokens, remember
 from app.panels import printable
 from app.render import render
 from app.runs import index, message_id, open_trace
-from app.samples import sample_run_id
+from app.samples import sample_of_run, sample_run_id, sample_topics
 from emulator.errors import BootflowError, LimitError
 from emulator.options import no_such_cpu
-from emulator.samples import SAMPLES
+from emulator.samples import SAMPLES, get_sample
 
 blueprint = Blueprint("uploads", __name__)
 
@@ -77,7 +77,11 @@ def _gallery(form: str) -> AnyResponse:
     featured = [row for row in rows if row.head.id in samples and not row.head.message_id]
     others = [row for row in rows if row not in featured]
     mine_rows = [row for row in map(_row, own) if chosen.fits(row)]
-    page = pages.GalleryPage(pages.gallery_groups(mine_rows, featured, others), chosen, limits())
+    page = pages.GalleryPage(
+        pages.gallery_groups(mine_rows, list(map(_sample_row, featured)), others, sample_topics()),
+        chosen,
+        limits(),
+    )
     response = render(page, form)
     response.headers["Cache-Control"] = "no-store"
     return response
@@ -94,6 +98,15 @@ def _filter() -> pages.Filter:
     if fields["flag"] not in ("", *pages.FLAG_NAMES):
         raise BadOption(f"flag {fields['flag'][:20]!r}", hint=", ".join(pages.FLAG_NAMES))
     return pages.Filter(**fields)
+
+
+def _sample_row(row: pages.GalleryRow) -> pages.GalleryRow:
+    """Add to a sample's row what to look at, and what it is to be read beside."""
+    sample = sample_of_run(row.head.id)
+    if sample is None:
+        return row
+    beside = sample_run_id(get_sample(sample.beside)) if sample.beside else ""
+    return replace(row, head=replace(row.head, note=row.head.note or sample.note), beside=beside)
 
 
 @lru_cache(maxsize=1)
@@ -138,7 +151,7 @@ def upload() -> AnyResponse:
     form = known_fields(request.form, request.files)
     spec = {} if whole else parse_spec(form, limits())
     mail = message_id(form.get("message_id", ""))
-    waiting = len(index().unfinished())
+    waiting = sum(not sample_of_run(run.id) for run in index().unfinished())
     if waiting >= limits()["max_queued"]:
         raise TooManyRuns(
             f"{waiting} runs are waiting or going on; {limits()['max_queued']} may",

@@ -32,7 +32,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from huey import Huey, RedisHuey, SqliteHuey
+from huey import Huey, PriorityRedisHuey, SqliteHuey
 from huey.registry import Message
 from huey.serializer import Serializer
 
@@ -47,6 +47,7 @@ from app.index import (
     trace_path,
     upload_path,
 )
+from app.samples import sample_of_run
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.verify import SpecLimits, reason_of, verify
 from emulator.errors import BootflowError, SessionError
@@ -88,7 +89,7 @@ def open_queue(
     url = os.environ.get("BOOTFLOW_QUEUE_URL", "")
     options = {"results": False, "serializer": _JsonSerializer()}
     if url:
-        queue: Huey = RedisHuey(QUEUES[name], url=url, **options)
+        queue: Huey = PriorityRedisHuey(QUEUES[name], url=url, **options)
     else:
         queue = SqliteHuey(QUEUES[name], filename=str(Path(data_dir) / QUEUE_NAME), **options)
     return queue.task(name=name)(work or _only_in_the_worker)
@@ -100,8 +101,13 @@ def _only_in_the_worker(identifier: str) -> None:
 
 def _enqueue(data_dir: Path, identifier: str, name: str) -> None:
     task = open_queue(data_dir, name=name)
-    task(identifier)
+    task(identifier, priority=_priority(identifier))
     task.huey.storage.close()
+
+
+def _priority(identifier: str) -> int:
+    """Return the place of work in its queue: whoever uploads does not wait for the samples."""
+    return 0 if sample_of_run(identifier) else 1
 
 
 def enqueue_record(data_dir: Path, run_id: str) -> None:
@@ -329,7 +335,7 @@ class Worker:
         for run in sorted(self._index.unfinished(), key=lambda run: run.created_utc):
             if run.status in UNFINISHED:
                 self._index.set_status(run.id, "queued")
-                self._task(run.id)
+                self._task(run.id, priority=_priority(run.id))
         self._explore.huey.storage.flush_queue()
         for row in self._explorer.rows.unended():
             self._explorer.rows.change(row.id, status="queued")

@@ -14,6 +14,8 @@ Unicorn's quirks that shape it (each measured or read in the source of Unicorn 2
   nip); the offsets are checked when a CPU is made. It never leaves the process: it holds host
   pointers.
 - `mftb` reads 0 for ever: a code hook on each such instruction sets rD and steps over it.
+- slbmte and its like act on the SLB of the saved context and drop no translation: a code hook on
+  each of them says so.
 - A deleted hook is forgotten only when an `emu_start` ends; until then new translations still
   call it.
 """
@@ -31,8 +33,9 @@ import numpy.typing as npt
 import unicorn
 from unicorn.unicorn_py3.unicorn import uclib
 
-from emulator import native
+from emulator import mmu, native
 from emulator.errors import BootflowError, LimitError
+from emulator.intercepts import is_timebase
 from emulator.ppc64 import GPRS, MSR_LE, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR, UC_REG_PC
 
 State = npt.NDArray[np.int64]
@@ -42,14 +45,16 @@ PAGE_BYTES: Final = 4096
 TCG_BUFFER_BYTES: Final = 256 << 20
 """Translation buffer of a CPU: reserved, touched as needed; a kernel's boot needs about 60 MB."""
 
-MAX_TIMEBASE_HOOKS: Final = 2000
-"""Hooks on instructions that read the timebase, a CPU; Debian's boot needs about 40."""
+MAX_CODE_HOOKS: Final = 2000
+"""Hooks on instructions that read the timebase or change the SLB, a CPU; Debian's hand-off needs
+36, its boot to rest_init 65."""
 
 # Offsets into a saved context, from the start of CPUPPCState (Unicorn 2.1.4, target/ppc/cpu.h).
 _CONTEXT_HEADER = 40
 _GPR, _LR, _CTR, _CRF, _XER, _MSR, _NIP = 0, 512, 520, 528, 568, 640, 680
 _XER_SPLIT = ((31, 576), (30, 584), (29, 592), (19, 600), (18, 608))  # SO OV CA OV32 CA32
 _PLAIN = {"nip": _NIP, "lr": _LR, "ctr": _CTR} | {name: 8 * n for n, name in enumerate(GPRS)}
+_SLB = 704  # rows of ESID, VSID and a host pointer
 _SPR_COUNT, _SPR_PVR, _PVR = 1024, 287, 0x00800100
 _TLB_FLUSH = 11 | 1 << 30  # UC_CTL_WRITE(UC_CTL_TLB_FLUSH, 0)
 _HOOK_INTR, _HOOK_CODE = unicorn.UC_HOOK_INTR, unicorn.UC_HOOK_CODE
@@ -89,6 +94,7 @@ def fill_engine_slots(state: State) -> None:
     state[native.EMU_STOP] = _address(uclib.uc_emu_stop)
     state[native.REG_READ] = _address(uclib.uc_reg_read)
     state[native.UC_CTL] = _address(uclib.uc_ctl)
+    state[native.CONTEXT_SAVE] = _address(uclib.uc_context_save)
     state[native.TLB_FLUSH] = _TLB_FLUSH
 
 
@@ -112,7 +118,7 @@ class Cpu:
         """Number of the exception that stopped it, -1 for none."""
         self._state = state
         self._ram = ram
-        self._timebase_hooks: set[int] = set()
+        self._code_hooks: set[tuple[int, str]] = set()
         self._see: Callable[[int], None] | None = None
         uc: Any = unicorn.Uc(
             unicorn.UC_ARCH_PPC, unicorn.UC_MODE_PPC64 | unicorn.UC_MODE_BIG_ENDIAN
@@ -131,6 +137,9 @@ class Cpu:
         self._size = self._context.size
         self._base = int(self._context.context.value) + _CONTEXT_HEADER
         self._spr = self._find_sprs()
+        slb = (ctypes.c_int64 * (mmu.SLB_ROW * mmu.SLB_ENTRIES)).from_address(self._base + _SLB)
+        self.slb: State = np.frombuffer(memoryview(slb), np.int64)
+        """The segment lookaside buffer as of the last `refresh`: see `mmu.translate`."""
 
     def _hook(self, kind: int, function: Any, begin: int = 1, end: int = 0) -> None:
         """Add a numba callback as a Unicorn hook; its user data is the state array."""
@@ -203,6 +212,27 @@ class Cpu:
         """Drop every cached address translation."""
         uclib.uc_ctl(self._uc._uch, ctypes.c_int(_TLB_FLUSH))
 
+    def _is_new_hook(self, address: int, kind: str) -> bool:
+        if (address, kind) in self._code_hooks:
+            return False
+        if len(self._code_hooks) >= MAX_CODE_HOOKS:
+            raise LimitError(
+                f"CPU {self.number} has run pages with more than {MAX_CODE_HOOKS} instructions"
+                " that read the timebase or change the SLB",
+                hint="No kernel has so many: is this image one?",
+            )
+        self._code_hooks.add((address, kind))
+        return True
+
+    def hook_segments(self, address: int) -> None:
+        """Notice the instruction at an effective address, which changes the SLB.
+
+        Raises:
+            LimitError: more such instructions than an honest kernel has.
+        """
+        if self._is_new_hook(address, "segments"):
+            self._hook(_HOOK_CODE, native.on_segment_change, address, address)
+
     def hook_timebase(self, address: int, physical: int) -> None:
         """Answer `mftb rD` at an effective address with the tick (a timebase of one a tick).
 
@@ -213,14 +243,8 @@ class Cpu:
         Raises:
             LimitError: more such instructions than an honest kernel has.
         """
-        if address in self._timebase_hooks:
+        if not self._is_new_hook(address, "timebase"):
             return
-        if len(self._timebase_hooks) >= MAX_TIMEBASE_HOOKS:
-            raise LimitError(
-                f"CPU {self.number} has run pages with more than {MAX_TIMEBASE_HOOKS} mftb",
-                hint="No kernel has so many: is this image one?",
-            )
-        self._timebase_hooks.add(address)
         s, host = self._state, self._ram[0] + physical
 
         def answer(uc: Any, at: int, size: int, _: Any) -> None:
@@ -228,7 +252,7 @@ class Cpu:
                 self._see(at)
             order = "<I" if self.msr & MSR_LE else ">I"
             (word,) = struct.unpack(order, ctypes.string_at(host, 4))
-            if not native.is_timebase(word):
+            if not is_timebase(word):
                 return
             signed = at - (1 << 64) if at >> 63 else at
             tick = int(s[native.TICK]) + (signed - int(s[native.BLOCK_PC]) >> 2)
@@ -344,6 +368,14 @@ class Cpu:
         """Bring the saved context up to date with the CPU."""
         self._uc.context_update(self._context)
 
+    def fill_slots(self) -> None:
+        """Make its SLB, as of now, the one that the native hooks see."""
+        self.refresh()
+        s = self._state
+        s[native.CONTEXT_ADDR] = int(self._context.context.value)
+        s[native.SLB_ADDR] = self.slb.ctypes.data
+        s[native.SLB_STALE] = 0
+
     def registers_by_number(self, number: int) -> int:
         """One register by Unicorn's number."""
         return int(self._uc.reg_read(number)) & U64
@@ -402,8 +434,9 @@ class Cpu:
         self._uc.context_restore(self._context)
 
     def state_bytes(self) -> bytes:
-        """General, branch and special purpose registers, MSR and NIP as bytes, for a digest."""
+        """General, branch and special purpose registers, MSR, NIP and SLB, for a digest."""
         self.refresh()
         sprs = ctypes.string_at(self._base + self._spr, 8 * _SPR_COUNT)
         head = ctypes.string_at(self._base, _NIP + 8)
-        return head + sprs
+        segments = self.slb.reshape(-1, mmu.SLB_ROW)[:, :2]
+        return head + sprs + (segments.tobytes() if segments.any() else b"")

@@ -128,6 +128,12 @@ class DeviceTree:
         size = node.cells("rtas-size") if node else ()
         return (base[0], base[0] + size[0]) if base and size and size[0] else None
 
+    def page_table_order(self) -> int:
+        """Log2 of the bytes of the partition's hashed page table, 0 if it offers none."""
+        cpus = self.find("/cpus")
+        rows = (node.cells("ibm,pft-size") for node in (cpus.children if cpus else ()))
+        return max((row[1] for row in rows if len(row) == 2), default=0)
+
     def limit_memory(self, end: int) -> None:
         """Set linux,usable-memory: a crash kernel uses nothing above its own area."""
         for node in self.root.children:

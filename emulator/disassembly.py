@@ -30,6 +30,14 @@ _SPRS: Final = {
 _HINTS: Final = (1, 2, 3, 5, 6, 7, 27, 29, 30, 31)
 """Registers n for which `or n,n,n` sets the SMT priority (Power ISA 3.1 Book II 3.2)."""
 
+_TRAMPOLINE: Final = frozenset(
+    (0x7D6000A6, 0x696B0001, 0x39400000, 0x7D410164, 0x429F0005, 0x7D4802A6, 0x394A0014,
+     0x394A0024, 0x7D5A03A6, 0x7D7B03A6, 0x4C000024)
+)  # fmt: skip
+"""Words of FIXUP_ENDIAN (linux ppc_asm.h), from `mfmsr r11` to `rfid`: what a little-endian kernel
+runs big-endian where a CPU enters it. The addi counts the words to skip and differs by release."""
+_FIRST, _LAST = 0x7D6000A6, 0x4C000024
+
 
 @dataclass(frozen=True)
 class Line:
@@ -62,6 +70,22 @@ def disassemble(code: bytes, addr: int, *, big_endian: bool) -> list[Line]:
         here = (addr + at) % (1 << 64)
         lines.append(Line(here, raw, _text(raw, here, big_endian)))
     return lines
+
+
+def trampolines(code: bytes) -> frozenset[int]:
+    """Return the offsets of words that run big-endian though what follows them is little-endian.
+
+    Code that stands in memory has no MSR; these words alone tell their own byte order.
+    """
+    words = [int.from_bytes(code[at : at + 4], "big") for at in range(0, len(code) - 3, 4)]
+    found: set[int] = set()
+    for end, word in enumerate(words):
+        first = end
+        while word == _LAST and first > 0 and words[first - 1] in _TRAMPOLINE:
+            first -= 1
+        if first < end and words[first] == _FIRST:
+            found.update(range(4 * first, 4 * end + 4, 4))
+    return frozenset(found)
 
 
 def _text(raw: bytes, addr: int, big_endian: bool) -> str:

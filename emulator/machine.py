@@ -13,7 +13,8 @@ What shapes it, beside Unicorn's own quirks (`cpu`):
   accesses of those pages reach a native callback, everything else runs at full speed. See
   `native`.
 - Not every write to code drops its translation: `codepages` does.
-- A page with `mftb` in it is refused at its first fetch, until a hook stands on each of them.
+- A page with `mftb` or `slbmte` in it is refused at its first fetch, until a hook stands on each
+  of them.
 - `tlbie`, `tlbiel` and `tlbsync` raise a program check: done here, by flushing.
 """
 
@@ -34,6 +35,8 @@ from emulator import mmu, native
 from emulator.codepages import CodePages
 from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
+from emulator.hashtable import HashTable
+from emulator.intercepts import changes_segments, is_timebase
 from emulator.ppc64 import (
     INTERRUPTS,
     MSR_DR,
@@ -49,6 +52,7 @@ from emulator.ppc64 import (
     SPR_PID,
     SPR_SRR0,
     SPR_SRR1,
+    effective_address,
 )
 from emulator.sightings import Access, Range, Step, Stop, Watch
 
@@ -62,6 +66,9 @@ TRAIL_ROWS: Final = 65_536
 _HYPERCALL_WORD: Final = 0x44000022
 _TLB_INSTRUCTIONS: Final = (306, 274, 566)
 """Extended opcodes under 31 of tlbie, tlbiel, tlbsync."""
+_FETCH_REFUSED: Final = {mmu.NOT_MAPPED: 0x40000000, mmu.NOT_ALLOWED: 0x08000000}
+"""SRR1 33:36 of a refused fetch: 33 no entry, 36 protection, else 35, no execution or guarded
+(Power ISA 2.07 Book III-S 6.5.5)."""
 _SRR1_CLEARED: Final = 0x783F0000
 """SRR1 33:36 and 42:47 say why, not what MSR was (Power ISA 3.1 Book III 7.2.1)."""
 
@@ -83,6 +90,7 @@ class Machine:
         accesses are logged (at most 16 rows in at most 8 pages). ranges: code whose entry is
         logged, disjoint (at most 128). hypercall: answers `sc 1`. on_range: called with the CPU
         that stands where a range with RANGE_STOP begins. counting: False is the bench's baseline.
+        hash_table_bytes: size of the hashed page table, a power of two; 0 for none.
     """
 
     def __init__(
@@ -96,6 +104,7 @@ class Machine:
         on_exception: OnException | None = None,
         on_range: Callable[[int], None] | None = None,
         counting: bool = True,
+        hash_table_bytes: int = 0,
     ) -> None:
         self.ram_bytes = ram_bytes
         self.counting = counting
@@ -118,6 +127,7 @@ class Machine:
         self._on_range = on_range
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
+        self.hash_table = HashTable(hash_table_bytes, ram_bytes)
         self._wire(ranges)
         self.set_trail(TRAIL_STEP_TICKS, TRAIL_ROWS)
         self.set_watches(watches if counting else ())
@@ -133,6 +143,8 @@ class Machine:
         s[native.RAM_ADDR], s[native.RAM_BYTES] = self.ram_addr, self.ram_bytes
         s[native.DIRTY_ADDR] = self.dirty.ctypes.data
         s[native.PROCESS_TABLE] = s[native.PROBE] = -1
+        s[native.HASH_ADDR] = self.hash_table.words.ctypes.data
+        s[native.HASH_WORDS] = len(self.hash_table.words)
         self.set_ranges(ranges)
 
     def set_watches(self, watches: Sequence[Watch]) -> None:
@@ -153,8 +165,7 @@ class Machine:
             at = native.WATCHES + 3 * n
             s[at : at + 3] = (watch.lo, watch.hi, watch.kinds)
         self.watch_pages = pages
-        for cpu in self.cpus:
-            cpu.flush_tlb()
+        self.flush_tlbs()
 
     def set_ranges(self, ranges: Sequence[Range], *, anew: bool = True) -> None:
         """Replace the code ranges whose entry is logged; every CPU reports its own, if `anew`."""
@@ -183,8 +194,12 @@ class Machine:
         self.dirty[first : last + 1] = 1
 
     def set_process_table(self, addr: int) -> None:
-        """Tell the radix walk where the guest's process table lies (H_REGISTER_PROC_TBL)."""
+        """Tell the radix walk where the guest's process table lies; -1: back to the hash MMU."""
         self.state[native.PROCESS_TABLE] = addr
+        self.flush_tlbs()
+
+    def flush_tlbs(self) -> None:
+        """Drop every cached address translation of every CPU."""
         for cpu in self.cpus:
             cpu.flush_tlb()
 
@@ -268,7 +283,7 @@ class Machine:
     def _enter(self, cpu: Cpu) -> None:
         """Make `cpu` the one that the native state speaks of."""
         s = self.state
-        cpu.refresh()
+        cpu.fill_slots()
         self._code[cpu.number].enter(self._last is not cpu)
         self._last = cpu
         s[native.CPU] = cpu.number
@@ -325,8 +340,7 @@ class Machine:
         if number == 8 and word == _HYPERCALL_WORD:
             return self._do_hypercall(cpu)
         if number in (6, 96) and word >> 26 == 31 and (word >> 1 & 0x3FF) in _TLB_INSTRUCTIONS:
-            for other in self.cpus:
-                other.flush_tlb()
+            self.flush_tlbs()
             return None
         row = INTERRUPTS.get(number)
         if row is None:
@@ -368,13 +382,30 @@ class Machine:
         if why == native.WANT_PREPARE:
             self._prepare_page(cpu, ea)
             return None
+        if why == mmu.NO_SEGMENT:
+            return self._deliver_no_segment(cpu, ea, access)
         if access == mmu.ACCESS_FETCH:
-            srr1 = 0x40000000 if why == mmu.NOT_MAPPED else 0x10000000
+            srr1 = _FETCH_REFUSED.get(why, 0x10000000)
             return self._deliver(cpu, 0x400, "instruction storage interrupt", nip, srr1)
+        ea = self._exact_address(cpu, ea)
         store = 0x02000000 if access == mmu.ACCESS_WRITE else 0
         dsisr = (0x40000000 if why != mmu.NOT_ALLOWED else 0x08000000) | store
         cpu.set_sprs({SPR_DAR: ea, SPR_DSISR: dsisr})
         return self._deliver(cpu, 0x300, f"data storage interrupt at 0x{ea:016x}", nip, 0)
+
+    def _deliver_no_segment(self, cpu: Cpu, ea: int, access: int) -> Stop | None:
+        """Power ISA 2.07 Book III-S 6.5.4 and 6.5.6: DAR for data, SRR0 alone for a fetch."""
+        if access == mmu.ACCESS_FETCH:
+            return self._deliver(cpu, 0x480, "instruction segment interrupt", cpu.nip, 0)
+        ea = self._exact_address(cpu, ea)
+        cpu.set_sprs({SPR_DAR: ea})
+        return self._deliver(cpu, 0x380, f"data segment interrupt at 0x{ea:016x}", cpu.nip, 0)
+
+    def _exact_address(self, cpu: Cpu, page: int) -> int:
+        """The byte of a page that the instruction at NIP may not touch; Unicorn tells the page."""
+        word = self.fetch_word(cpu, cpu.nip)
+        ea = effective_address(word, cpu.registers().gpr)
+        return ea if ea is not None and ea & ~0xFFF == page else page
 
     def _deliver(self, cpu: Cpu, vector: int, name: str, srr0: int, srr1: int) -> Stop | None:
         """Take an interrupt the way a guest of a hypervisor does (Power ISA 3.1 Book III 7.5)."""
@@ -399,15 +430,17 @@ class Machine:
         return None
 
     def _prepare_page(self, cpu: Cpu, ea: int) -> None:
-        """Hook each instruction of a code page that reads the timebase."""
+        """Hook each instruction of a code page that reads the timebase or changes the SLB."""
         page = ea & ~0xFFF
         physical = self.translate(cpu, page, mmu.ACCESS_FETCH)
         if physical is None:
             return
         for n, raw in enumerate(struct.unpack("<1024I", self.read(physical, PAGE_BYTES))):
             swapped = int.from_bytes(raw.to_bytes(4, "little"), "big")
-            if native.is_timebase(raw) or native.is_timebase(swapped):
+            if is_timebase(raw) or is_timebase(swapped):
                 cpu.hook_timebase(page + 4 * n, physical + 4 * n)
+            if changes_segments(raw) or changes_segments(swapped):
+                cpu.hook_segments(page + 4 * n)
         prepared = native.PREPARED_OTHER
         if page == physical:
             prepared = native.PREPARED_REAL
@@ -427,9 +460,12 @@ class Machine:
         msr = cpu.msr
         msr = msr - (1 << 64) if msr >> 63 else msr
         table, pid = int(self.state[native.PROCESS_TABLE]), int(self.state[native.PID])
+        if table < 0 and msr & native.MSR_TRANSLATES:
+            cpu.refresh()  # for its SLB
         page, why = mmu.translate(
-            self.words, self.ram_bytes, signed & ~0xFFF, access, msr, table, pid
-        )
+            self.words, self.ram_bytes, signed & ~0xFFF, access, msr, table, pid,
+            cpu.slb, self.hash_table.words,
+        )  # fmt: skip
         return None if why else int(page) | (ea & 0xFFF)
 
     def fetch_word(self, cpu: Cpu, ea: int) -> int:
@@ -483,7 +519,7 @@ class Machine:
 
         def see(nip: int) -> None:
             word = self.fetch_word(cpu, nip)
-            steps.append(Step(nip, word, cpu.registers(), bool(native.is_timebase(word))))
+            steps.append(Step(nip, word, cpu.registers(), bool(is_timebase(word))))
 
         end_watching = cpu.watch_instructions(see)
         try:
@@ -504,8 +540,7 @@ class Machine:
         pages = np.flatnonzero(self.dirty)
         self._unhashed |= self.dirty
         self.dirty[:] = 0
-        for cpu in self.cpus:
-            cpu.flush_tlb()
+        self.flush_tlbs()
         return pages
 
     def state_digest(self) -> str:
@@ -527,6 +562,7 @@ class Machine:
         for cpu in self.cpus:
             whole.update(cpu.state_bytes())
         whole.update(self._page_digests[self._hashed].tobytes())
+        whole.update(self.hash_table.contents())
         return whole.hexdigest()
 
 

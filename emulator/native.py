@@ -25,7 +25,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba.core import cgutils
 
 from emulator import mmu
-from emulator.ppc64 import UC_REG_MSR, UC_REG_PC
+from emulator.intercepts import needs_hook
+from emulator.ppc64 import MSR_DR, MSR_IR, UC_REG_MSR, UC_REG_PC
 
 _numba: Any = numba  # it ships no types
 carray, cfunc, njit, types = _numba.carray, _numba.cfunc, _numba.njit, _numba.types
@@ -61,7 +62,9 @@ OPENED = FETCHED + FETCHED_MAX
 OPENED_ADDR, COPIES_ADDR, OPENED_COUNT, STALE_PAGE = (OPENED + n for n in range(4))
 BUDGET = OPENED + 4  # calls out of native code that the slice may still make
 OPENED_MAX = 1024  # code pages of one CPU that may be written: see `_open_code_page`
-LOG = OPENED + 8
+SLB_ADDR, SLB_STALE, CONTEXT_ADDR, CONTEXT_SAVE = (OPENED + n for n in (5, 6, 7, 8))
+HASH_ADDR, HASH_WORDS = OPENED + 9, OPENED + 10  # the hashed page table, and its size
+LOG = OPENED + 16
 LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
 LOG_MAX = 24_576
 STATE_SLOTS = LOG + LOG_FIELDS * LOG_MAX
@@ -76,6 +79,7 @@ HIT_LAST, HIT_FIRST, HIT_ALL = 0, 1, 2  # which hits are kept: see `on_hit`
 LOG_STOP_AT = 4096  # the block hook asks for a stop when the log is this full: a block of 512
 # instructions, each with 32 accesses (dcbz, stmw), still fits behind it
 
+MSR_TRANSLATES = MSR_IR | MSR_DR
 EA_MASK = 0x0FFFFFFFFFFFFFFF
 PROBE_EA = 0x0B << 56  # with PROBE set, a page of this region is the physical page that PROBE names
 RANGE_CLASS_SHIFT = 20  # a change of range is logged if the bits from here on differ
@@ -132,6 +136,19 @@ def _call_ctl(typingctx: Any, function: Any, uc: Any, control: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, ir.IntType(32)], var_arg=True)
         target = builder.inttoptr(args[0], kind.as_pointer())
         builder.call(target, [args[1], builder.trunc(args[2], ir.IntType(32))])
+        return context.get_constant(types.int64, 0)
+
+    return types.int64(types.int64, types.voidptr, types.int64), codegen
+
+
+@intrinsic
+def _call_save(typingctx: Any, function: Any, uc: Any, context: Any) -> Any:
+    """Call `uc_err uc_context_save(uc_engine *, uc_context *)` at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [cgutils.voidptr_t, cgutils.voidptr_t])
+        target = builder.inttoptr(args[0], kind.as_pointer())
+        builder.call(target, [args[1], builder.inttoptr(args[2], cgutils.voidptr_t)])
         return context.get_constant(types.int64, 0)
 
     return types.int64(types.int64, types.voidptr, types.int64), codegen
@@ -460,38 +477,27 @@ def on_hit(uc: Any, access: int, address: int, size: int, value: int, user: Any)
         s[LIMIT] = 0
 
 
-@njit(cache=True)
-def is_timebase(word: int) -> bool:
-    """Whether an instruction word reads a clock that Unicorn has not got.
+@cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
+def on_segment_change(uc: Any, address: int, size: int, user: Any) -> None:
+    """UC_HOOK_CODE at an instruction that is about to change the SLB: nothing known of it holds."""
+    s = carray(user, (STATE_SLOTS,), np.int64)
+    s[SLB_STALE] = 1
+    _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])
 
-    The timebase reads 0 for ever; SPURR, PURR and VTB (SPRs 308, 309, 849) end the process with
-    SIGSEGV, because Unicorn makes no timer for them. No other SPR does, read or written (swept).
-    """
-    form = word & 0xFC1FFFFF
-    return bool(
-        form == 0x7C0C42A6  # mfspr rD,268
-        or form == 0x7C0D42A6  # mfspr rD,269
-        or form == 0x7C0C42E6  # mftb rD
-        or form == 0x7C0D42E6  # mftbu rD
-        or form == 0x7C144AA6  # mfspr rD,308
-        or form == 0x7C154AA6  # mfspr rD,309
-        or form == 0x7C11D2A6  # mfspr rD,849
+
+@njit(cache=True)
+def _translate(s: Any, uc: Any, page: int, access: int, msr: int) -> tuple[int, int]:
+    """`mmu.translate` with what the state array says; the SLB is that of the saved context."""
+    if s[SLB_STALE] and s[PROCESS_TABLE] < 0 and msr & MSR_TRANSLATES:
+        _call_save(s[CONTEXT_SAVE], uc, s[CONTEXT_ADDR])
+        s[SLB_STALE] = 0
+    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 3,), np.uint64)
+    slb = carray(_pointer(s[SLB_ADDR]), (mmu.SLB_ROW * mmu.SLB_ENTRIES,), np.int64)
+    table = carray(_pointer(s[HASH_ADDR]), (s[HASH_WORDS],), np.int64)
+    physical, why = mmu.translate(
+        ram, s[RAM_BYTES], page, access, msr, s[PROCESS_TABLE], s[PID], slb, table
     )
-
-
-@njit(cache=True)
-def _needs_hook(ram: Any, physical: int) -> bool:
-    """Whether a code page holds a word that reads the timebase, in either byte order.
-
-    mfspr rD,268 or 269, and mftb: opcode 31, extended 339 or 371 (Power ISA 3.1 Book II 6.1).
-    """
-    for i in range(1024):
-        word = np.int64(ram[(physical >> 2) + i])
-        if is_timebase(word) or is_timebase(
-            ((word & 0xFF) << 24) | ((word & 0xFF00) << 8) | ((word >> 8) & 0xFF00) | (word >> 24)
-        ):
-            return True
-    return False
+    return physical, why
 
 
 @njit(cache=True)
@@ -505,7 +511,7 @@ def _fetch_page(s: Any, uc: Any, page: int, physical: int) -> int:
     elif (page & EA_MASK) == physical and (page >> 60) & 0xF == 0xC:
         alias = PREPARED_LINEAR
     if not prepared[physical >> 12] & alias:
-        if _needs_hook(words, physical):
+        if needs_hook(words, physical):
             return WANT_PREPARE
         prepared[physical >> 12] |= alias
         _call_ctl(s[UC_CTL], uc, s[TLB_FLUSH])  # whoever may write the page must ask again
@@ -536,8 +542,7 @@ def on_tlb_fill(uc: Any, page: int, access: int, result: Any, user: Any) -> bool
         out[1] = 5
         return True
     msr = _read_reg(s, uc, UC_REG_MSR)
-    ram = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 3,), np.uint64)
-    physical, why = mmu.translate(ram, s[RAM_BYTES], page, access, msr, s[PROCESS_TABLE], s[PID])
+    physical, why = _translate(s, uc, page, access, msr)
     if why == 0 and access == mmu.ACCESS_FETCH:
         why = _fetch_page(s, uc, page, physical)
     if why != 0:

@@ -15,6 +15,10 @@ from emulator.handoff import PAGE_BYTES
 MAX_CPUS: Final = 16
 MIN_MEM_BYTES: Final = 128 << 20
 MAX_MEM_BYTES: Final = 16 << 30
+DEFAULT_MEM_BYTES: Final = 1 << 30
+DEFAULT_QUANTUM: Final = 1000
+"""Instructions a slice."""
+DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class LoadOptions:
     cpus: int = 1
     boot_cpu: int = 0
     """Index 0..cpus-1; its physical id comes from the device tree."""
-    mem_bytes: int = 1 << 30
+    mem_bytes: int = DEFAULT_MEM_BYTES
     base_addr: int | None = None
     """Where the search for the kernel's place begins; None: 32 MiB, and for a load that is no crash
     kernel's not below the end of an old kernel of the same size at 0."""

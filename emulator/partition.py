@@ -1,8 +1,8 @@
 """The device tree of a pseries partition of N CPUs, as the firmware would give it.
 
 What it is: one function that builds the tree a kernel needs to come up on bootflow's machine:
-radix MMU, XICS, one virtual console, hypercalls. What it is not: a copy of QEMU's tree: no PCI,
-no disks, no hotplug, no RTAS code. Deterministic: no seed, no clock in it.
+radix or hash MMU, XICS, one virtual console, hypercalls. What it is not: a copy of QEMU's tree: no
+PCI, no disks, no hotplug, no RTAS code. Deterministic: no seed, no clock in it.
 Sources: a dump of QEMU 7.2 (-M pseries,dumpdtb -cpu power10); the trees that kexec handed over in
 two captured hand-offs; LoPAR 2.x for the ibm,* properties.
 """
@@ -42,6 +42,9 @@ _VEC5_RADIX: Final = bytes.fromhex("1900200000a005" + "00" * 15 + "8000400040")
 """Negotiated options: byte 5 = 0xa0 associativity form 2 (so /rtas has its tables), byte 23 = 0
 XICS, byte 24 = 0x40 radix MMU, byte 26 = 0x40 radix GTSE."""
 
+_VEC5_HASH: Final = _VEC5_RADIX[:24] + bytes(3)
+"""The same with byte 24 = 0, hash MMU, and without GTSE."""
+
 _PA_FEATURES: Final = bytes.fromhex(
     "4200f63fc7c080f080000000000000000000800080008000000080008000800080008000"
     "c000800080008000800080008000800080008000800080008000800080000000"
@@ -56,10 +59,23 @@ class Partition:
     cpu_ids: tuple[int, ...]
     mem_bytes: int
     boot_cpu_id: int = 0
+    hash_mmu: bool = False
+    """The old kernel has negotiated the hash MMU, not radix. A kernel that knows no radix does not
+    ask; hash is always there."""
+
+
+_SEGMENT_PAGE_SIZES: Final = (
+    0xC, 0, 2, 0xC, 0, 0x18, 0x38,
+    0x10, 0x110, 2, 0x10, 1, 0x18, 8,
+    0x18, 0x100, 1, 0x18, 0,
+)  # fmt: skip
+"""For the hash MMU: (shift, L and LP of the SLB, count, (shift, LP of the entry) ...), as QEMU has
+them with cap-hpt-max-page-size=16M; without pages of 16 MiB a kernel whose pages have 4 KiB enters
+262,144 of them for a gigabyte."""
 
 
 def build_partition(partition: Partition) -> DeviceTree:
-    """The device tree of a partition: radix MMU, XICS, one virtual console; no disks, no RTAS code.
+    """The device tree of a partition: XICS, one virtual console; no disks, no RTAS code.
 
     The /rtas node offers hypercalls only: without linux,rtas-base the kernel makes no RTAS call.
     """
@@ -72,7 +88,7 @@ def build_partition(partition: Partition) -> DeviceTree:
     })  # fmt: skip
     root.children = [
         Node("aliases", {"hvterm": _strings(VTY)}),
-        _chosen(),
+        _chosen(_VEC5_HASH if partition.hash_mmu else _VEC5_RADIX),
         _cpus(partition),
         Node("interrupt-controller", {
             "#interrupt-cells": _cells(2),
@@ -103,10 +119,20 @@ def build_partition(partition: Partition) -> DeviceTree:
     return DeviceTree(root, [], partition.boot_cpu_id, "device tree of the partition")
 
 
-def _chosen() -> Node:
+def wants_hash(command_line: str) -> bool:
+    """Whether a kernel's command line turns the radix MMU off, as Linux reads it (kstrtobool)."""
+    wanted = False
+    for word in command_line.split(" "):
+        name, _, value = word.partition("=")
+        if name == "disable_radix":
+            wanted = value[:1].lower() not in ("n", "0", "f") and value[:2].lower() != "of"
+    return wanted
+
+
+def _chosen(options: bytes) -> Node:
     return Node("chosen", {
         "ibm,arch-vec-5-platform-support": _cells(0x178018C0, 0x19001A40),
-        "ibm,architecture-vec-5": _VEC5_RADIX,
+        "ibm,architecture-vec-5": options,
         "linux,pci-probe-only": _cells(0),
         "linux,stdout-path": _strings(VTY),
         "stdout-path": _strings(VTY),
@@ -158,7 +184,7 @@ def _cpu(cpu_id: int, page_table_order: int) -> Node:
         "ibm,processor-radix-AP-encodings": _cells(0xC, 0xA0000010, 0x20000015, 0x4000001E),
         "ibm,processor-segment-sizes": _cells(0x1C, 0x28, 0xFFFFFFFF, 0xFFFFFFFF),
         "ibm,purr": _cells(1),
-        "ibm,segment-page-sizes": _cells(0xC, 0, 1, 0xC, 0, 0x10, 0x110, 1, 0x10, 1),
+        "ibm,segment-page-sizes": _cells(*_SEGMENT_PAGE_SIZES),
         "ibm,slb-size": _cells(32),
         "ibm,spurr": _cells(1),
         "ibm,vmx": _cells(2),

@@ -40,7 +40,7 @@ from emulator.handover import CpuStart, cpu_starts, handover_code
 from emulator.images import KernelImage, PurgatoryImage
 from emulator.memory import Ram, Segment, check_overlaps, without
 from emulator.options import Addresses, LoadOptions, check_addresses, check_options
-from emulator.partition import Partition, build_partition
+from emulator.partition import Partition, build_partition, wants_hash
 from emulator.patching import Patcher, segments_digest
 from emulator.relocations import LinkedPurgatory, layout_purgatory, link_purgatory
 from emulator.symbols import AddressMap, AddressRow, NamedPlaces, SymbolTable
@@ -472,7 +472,10 @@ def _default_base(kernel: KernelImage, options: LoadOptions) -> int:
 def _machine_tree(options: LoadOptions, dtb: DeviceTree | None) -> DeviceTree:
     if dtb is None:
         ids = tuple(range(options.cpus))
-        return build_partition(Partition(ids, options.mem_bytes, ids[options.boot_cpu]))
+        hash_mmu = wants_hash(options.append)
+        return build_partition(
+            Partition(ids, options.mem_bytes, ids[options.boot_cpu], hash_mmu=hash_mmu)
+        )
     tree = dtb.copy()
     top = max((start + size for start, size in tree.memory()), default=0)
     if not top:

@@ -59,7 +59,7 @@ REGISTERS: tuple[str, ...] = SPECIALS + GPRS
 REGISTER_BITS: dict[str, int] = {name: 64 for name in REGISTERS} | {"cr": 32, "xer": 32}
 
 SPR_SRR0, SPR_SRR1, SPR_DAR, SPR_DSISR, SPR_PID, SPR_LPCR = 26, 27, 19, 18, 48, 318
-SPR_SPRG3 = 275
+SPR_SPRG0, SPR_SPRG3 = 272, 275
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,35 @@ INTERRUPTS: dict[int, Interrupt] = {
 
 # Program check reasons in SRR1 (Power ISA 3.1 Book III 7.5.9)
 PROGRAM_ILLEGAL, PROGRAM_PRIVILEGED, PROGRAM_TRAP = 0x80000, 0x40000, 0x20000
+
+
+_D_FORM = frozenset(range(32, 56))
+_DS_FORM = frozenset((57, 58, 61, 62))
+_DQ_FORM = frozenset((6, 56))
+_NO_INDEX = frozenset((597, 725))
+"""Extended opcodes under 31 of lswi and stswi."""
+
+
+def effective_address(word: int, gpr: tuple[int, ...]) -> int | None:
+    """Address that a load or store names, in 64-bit mode; None for what is surely neither.
+
+    Source: Power ISA 3.1, Book I 1.6.1 (D, DS, DQ and X forms).
+    """
+    primary, ra, rb = word >> 26, word >> 16 & 31, word >> 11 & 31
+    base = gpr[ra] if ra else 0
+    if primary == 31:
+        offset = 0 if word >> 1 & 0x3FF in _NO_INDEX else gpr[rb]
+    elif primary in _D_FORM:
+        offset = word & 0xFFFF
+    elif primary in _DQ_FORM or (primary == 61 and word & 3 == 1):  # lxv, stxv
+        offset = word & 0xFFF0
+    elif primary in _DS_FORM:
+        offset = word & 0xFFFC
+    else:
+        return None
+    if primary != 31:
+        offset = (offset ^ 0x8000) - 0x8000
+    return (base + offset) & (1 << 64) - 1
 
 
 _WRITES_RT = frozenset((3, 7, 8, 12, 13, 14, 15, 32, 33, 34, 35, 40, 41, 42, 43, 56, 58))

@@ -25,10 +25,11 @@ from emulator.handoff import (
 from emulator.images import KernelImage, read_device_tree, read_kernel, read_purgatory
 from emulator.machine import Stop
 from emulator.mmu import ACCESS_FETCH, ACCESS_READ
+from emulator.options import DEFAULT_LIMIT_TICKS, DEFAULT_QUANTUM
 from emulator.placement import Addresses, LoadOptions, Placement, place
 from emulator.revision import ENGINE_REVISION
 from emulator.run import Emit, Record, Run, hex64
-from emulator.schedule import DEFAULT_LIMIT_TICKS, DEFAULT_QUANTUM, Schedule
+from emulator.schedule import Schedule
 from emulator.spin import PROBE_STEPS, Spin, find_spin
 from emulator.storms import Room
 

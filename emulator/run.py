@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from emulator import native
 from emulator.cpu import Cpu
-from emulator.disassembly import disassemble
+from emulator.disassembly import disassemble, trampolines
 from emulator.facts import Arrival, Facts
 from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
+from emulator.hashtable import table_bytes
 from emulator.images import KernelImage
 from emulator.machine import Access, Machine, Step, Stop, Watch
 from emulator.mmu import ACCESS_FETCH
@@ -96,6 +97,7 @@ class Run:
             on_exception=self._note_exception,
             on_range=self._stands_at_range,
             counting=counting,
+            hash_table_bytes=table_bytes(placement.device_tree.page_table_order()),
         )
         for segment in placement.segments:
             if segment.data:
@@ -393,7 +395,7 @@ class Run:
         return rows
 
     def _disassembly(self, cpu: Cpu) -> list[Record]:
-        """Instructions around NIP, decoded in the byte order that the CPU has now."""
+        """Instructions around NIP, in the byte order that the CPU has now, or that they tell."""
         nip = cpu.nip
         physical = self.machine.translate(cpu, nip, ACCESS_FETCH)
         if physical is None:
@@ -402,14 +404,19 @@ class Run:
         after = min(WINDOW_INSTRUCTIONS, (0x1000 - (physical & 0xFFF)) // 4)
         code = self.machine.read(physical - 4 * before, 4 * (before + after))
         little = bool(cpu.msr & MSR_LE)
+        turned = trampolines(code) if little else frozenset()
         start = nip - 4 * before
-        return [
-            {
-                "addr": hex64(line.addr),
-                "bytes": line.raw.hex(),
-                "text": line.text,
-                "symbol": self.names.name_at(line.addr),
-                "le": little,
-            }
-            for line in disassemble(code, start, big_endian=not little)
-        ]
+        rows = []
+        for index, shown in enumerate(disassemble(code, start, big_endian=not little)):
+            big = 4 * index in turned
+            line = disassemble(shown.raw, shown.addr, big_endian=True)[0] if big else shown
+            rows.append(
+                {
+                    "addr": hex64(line.addr),
+                    "bytes": line.raw.hex(),
+                    "text": line.text,
+                    "symbol": self.names.name_at(line.addr),
+                    "le": little and not big,
+                }
+            )
+        return rows

@@ -13,9 +13,6 @@ from typing import ClassVar, Final
 
 from emulator.errors import LimitError
 
-DEFAULT_QUANTUM: Final = 1000
-DEFAULT_LIMIT_TICKS: Final = 8_000_000_000
-"""A run that nobody limits ends there."""
 SOLO_TICKS: Final = 2_000_000
 """Slice of a CPU that runs alone; bounds how late a parked CPU sees a write to ordinary memory."""
 QUANTUM_MIN, QUANTUM_MAX = 1, 100_000_000

@@ -5,6 +5,7 @@
 (function () {
   const SILENT = "bootflow-keys-off";
   const MIN_WINDOW = 16;
+  const MAP_HEIGHT = 18; /* of the map, or true scale, on top of a timeline */
   const find = (selector) => document.querySelector(selector);
 
   /* --- going somewhere ------------------------------------------------------------------------- */
@@ -98,8 +99,7 @@
     for (const name of ["w", "from", "to", "fragment"]) url.searchParams.delete(name);
     if (lo > 0 || hi < v.end) { url.searchParams.set("from", lo); url.searchParams.set("to", hi); }
     wanted = url.href;
-    clearTimeout(timer);
-    timer = setTimeout(draw, 60);
+    if (!timer) timer = setTimeout(() => { timer = 0; draw(); }, 60);
   }
 
   async function draw() {
@@ -117,7 +117,7 @@
         line.innerHTML = text;
         if (window.htmx) window.htmx.process(line);
         history.replaceState(history.state, "", url);
-        keepView(new URL(url).searchParams);
+        if (!drag) keepView(new URL(url).searchParams);
       }
     } catch (error) {
       unreachable();
@@ -169,15 +169,6 @@
     else show(v, a, b);
   }
 
-  function panBy(svg, from, to) {
-    const v = view(svg);
-    const by = v.x(v.tickAt(from)) - v.x(v.tickAt(to));
-    let lo = v.x(v.lo) + by, hi = v.x(v.hi) + by;
-    if (lo < v.left) { hi += v.left - lo; lo = v.left; }
-    if (hi > v.right) { lo -= hi - v.right; hi = v.right; }
-    show(v, v.tick(Math.max(lo, v.left)), v.tick(hi));
-  }
-
   function panTicks(share) {
     const svg = shownSvg();
     if (!svg) return;
@@ -211,46 +202,54 @@
     else zoomAt(svg, x, event.deltaY < 0 ? 0.6 : 1 / 0.6);
   }, { passive: false });
 
+  /* Dragging pans, two fingers zoom and pan. What was under a finger when it came down stays under
+     it: each move is reckoned from the drawing of that moment, while the server draws anew. */
   const fingers = new Map();
   let drag = null;
   let moved = false;
+
+  const places = () => [...fingers.values()].map(drag.x);
+  const middle = (xs) => xs.reduce((sum, x) => sum + x, 0) / xs.length;
 
   document.addEventListener("pointerdown", (event) => {
     moved = false;
     const svg = event.target.closest("svg[data-axis]");
     if (!svg || event.button > 0) return;
+    if (event.isPrimary) fingers.clear();
     fingers.set(event.pointerId, event.clientX);
-    drag = { svg, from: svgX(svg, event.clientX), spread: spread() };
+    const box = svg.getBoundingClientRect(), wide = svg.viewBox.baseVal.width;
+    drag = { v: view(svg), x: (clientX) => (clientX - box.left) * wide / box.width };
+    drag.from = places();
   });
-
-  const spread = () => {
-    const xs = [...fingers.values()];
-    return xs.length === 2 ? Math.abs(xs[0] - xs[1]) : 0;
-  };
 
   document.addEventListener("pointermove", (event) => {
     if (!drag || !fingers.has(event.pointerId)) return;
     fingers.set(event.pointerId, event.clientX);
-    const to = svgX(drag.svg, event.clientX);
-    if (Math.abs(to - drag.from) > 6 || fingers.size > 1) {
-      moved = true;
-      drag.svg.classList.add("dragged");
-    }
+    const to = places();
+    if (!moved && to.length < 2 && Math.abs(to[0] - drag.from[0]) <= 6) return;
+    moved = true;
+    if (find("#line")) find("#line").classList.add("dragged");
+    follow(drag.v, drag.from, to);
   });
+
+  function follow(v, from, to) {
+    const before = Math.abs(from[0] - from[1]), now = Math.abs(to[0] - to[1]);
+    const pinched = to.length === 2 && before > 8;
+    const wide = (v.x(v.hi) - v.x(v.lo)) * (pinched ? before / Math.max(now, 8) : 1);
+    const held = v.x(v.tickAt(middle(from)));
+    let lo = held - wide * (middle(to) - v.left) / (v.right - v.left);
+    lo = Math.min(Math.max(lo, v.left), Math.max(v.right - wide, v.left));
+    const first = v.tick(lo), last = v.tick(Math.min(lo + wide, v.right));
+    if (pinched) show(v, first, last);
+    else show(v, Math.round(first), Math.round(first) + Math.max(Math.round(last - first), 1));
+  }
 
   function release(event) {
     if (!drag || !fingers.has(event.pointerId)) return;
-    const { svg, from, spread: before } = drag;
-    const now = spread(), xs = [...fingers.values()];
-    fingers.delete(event.pointerId);
-    svg.classList.remove("dragged");
-    if (moved && event.type === "pointerup") {
-      if (xs.length === 2 && before > 20 && now > 20) {
-        zoomAt(svg, svgX(svg, (xs[0] + xs[1]) / 2), before / now);
-      } else if (xs.length === 1) panBy(svg, from, svgX(svg, event.clientX));
-    }
     drag = null;
     fingers.clear();
+    if (moved) keepView(new URL(location.href).searchParams);
+    if (find("#line")) find("#line").classList.remove("dragged");
   }
   document.addEventListener("pointerup", release);
   document.addEventListener("pointercancel", release);
@@ -267,14 +266,32 @@
     }
     const svg = event.target.closest("svg[data-axis]");
     if (!svg) return;
-    if (moved) { moved = false; event.preventDefault(); event.stopPropagation(); return; }
+    if (moved && event.detail) {
+      moved = false;
+      event.preventDefault();
+      event.stopPropagation();
+      return;
+    }
     if (event.target.closest(".cell") || event.ctrlKey || event.metaKey || event.shiftKey) return;
     if (event.detail === 0) return; /* Enter on a segment follows its link */
     const v = view(svg), x = svgX(svg, event.clientX);
     if (!v.inside(x)) return;
     event.preventDefault();
     event.stopPropagation();
-    visit(`${svg.dataset.href}${Math.round(v.tickAt(x))}/${location.search}`);
+    let tick = v.tickAt(x);
+    const box = svg.getBoundingClientRect();
+    if ((event.clientY - box.top) * svg.viewBox.baseVal.height / box.height < MAP_HEIGHT) {
+      if (svg.dataset.whole) { lookAt(v, x); return; }
+      tick = v.end * (x - v.left) / (v.right - v.left); /* the bar on top is in true scale */
+    }
+    visit(`${svg.dataset.href}${Math.round(tick)}/${location.search}`);
+  }
+
+  /* A click on the map of the whole run: as much as is shown, but there. */
+  function lookAt(v, x) {
+    const wide = v.x(v.hi) - v.x(v.lo);
+    const lo = Math.min(Math.max(x - wide / 2, v.left), Math.max(v.right - wide, v.left));
+    show(v, v.tick(lo), v.tick(Math.min(lo + wide, v.right)));
   }
 
   /* --- keys ------------------------------------------------------------------------------------ */

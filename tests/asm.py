@@ -2,7 +2,7 @@
 
 Each function returns one instruction word; `code` turns words into bytes of either byte order.
 Offsets of branches are in bytes, from the branch itself. It checks no ranges: fields are cut to
-their width. Source: Power ISA 3.1, Book I, instruction forms D, DS, I, B, XL, XFX, SC.
+their width. Source: Power ISA 3.1, Book I, instruction forms D, DS, I, B, XL, XFX, SC, X.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ RFID = 0x4C000024
 TRAP = 0x7FE00008
 LT, GT, EQ = 0, 1, 2
 SPR_LR, SPR_CTR, SPR_SRR0, SPR_SRR1, SPR_TB = 8, 9, 26, 27, 268
+SPR_DSISR, SPR_DAR = 18, 19
 
 
 def code(*words: int, big_endian: bool = False) -> bytes:
@@ -142,6 +143,21 @@ def mtctr(rs: int) -> int:
 def mfmsr(rt: int) -> int:
     """Return `mfmsr rt`."""
     return 31 << 26 | rt << 21 | 83 << 1
+
+
+def slbmte(rs: int, rb: int) -> int:
+    """Return `slbmte rs,rb`."""
+    return 31 << 26 | rs << 21 | rb << 11 | 402 << 1
+
+
+def slbie(rb: int) -> int:
+    """Return `slbie rb`."""
+    return 31 << 26 | rb << 11 | 434 << 1
+
+
+def slbia() -> int:
+    """Return `slbia`, which leaves entry 0."""
+    return 31 << 26 | 498 << 1
 
 
 def sc(level: int = 0) -> int:

@@ -8,147 +8,18 @@ owner may do. axe-core finds no violation, the console has no error, screenshots
 from __future__ import annotations
 
 import http.server
-import os
 import re
-import signal
-import subprocess
-import sys
 import threading
-import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from emulator.samples import SAMPLES
+from tests.browser.reader import ARTEFACTS, MAIL, Site, get, keep, violations
 
 pytestmark = pytest.mark.browser
-
-ROOT = Path(__file__).parents[2]
-ARTEFACTS = ROOT / "tests" / "artefacts"
-AXE = (ROOT / "tests" / "vendor" / "axe-4.14.1.min.js").read_text()
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-MAIL = "20081013130455.GA1@example.com"
-
-
-@dataclass
-class Site:
-    """A server with two ended runs of one pair: as a panic kernel, and not."""
-
-    name: str
-    url: str
-    stays: str
-    moves: str
-    token: str
-    """Delete token of the run that moves."""
-
-    def tick(self, title: str) -> int:
-        """Return the tick of a step in the flag's history of the run that stays."""
-        with urllib.request.urlopen(f"{self.url}/t/{self.stays}.txt") as answer:
-            text = answer.read().decode()
-        found = re.search(rf"{title}.* tick (\d+)\n", text)
-        assert found is not None
-        return int(found[1])
-
-
-def _upload(url: str, kernel: Path, purgatory: Path, mode: str) -> tuple[str, str]:
-    fields = ["-F", f"kernel=@{kernel}", "-F", f"purgatory=@{purgatory}", "-F", f"mode={mode}"]
-    fields += ["-F", "listed=1", "-F", f"message_id={MAIL}", "-F", f"title=pair, {mode}"]
-    done = subprocess.run(
-        ["curl", "-sS", *fields, f"{url}/"], capture_output=True, text=True, check=True, timeout=60
-    )
-    lines = done.stdout.splitlines()
-    run_id = lines[0].rstrip("/").rsplit("/", 1)[1]
-    deadline = time.monotonic() + 120
-    while "state:    finished" not in _get(f"{url}/t/{run_id}.txt"):
-        assert time.monotonic() < deadline, _get(f"{url}/t/{run_id}.txt")
-        time.sleep(0.3)
-    return run_id, lines[3].split()[-1]
-
-
-def _get(url: str) -> str:
-    with urllib.request.urlopen(url) as answer:
-        return str(answer.read().decode())
-
-
-@pytest.fixture(scope="module", params=["sample", pytest.param("debian", marks=pytest.mark.real)])
-def site(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Site]:
-    data = tmp_path_factory.mktemp(str(request.param))
-    if request.param == "debian":
-        pair = request.getfixturevalue("debian_pair")
-        kernel, purgatory = pair.vmlinux, pair.kexec
-    else:
-        kernel, purgatory = data / "vmlinux", data / "purgatory.ro"
-        kernel.write_bytes(SAMPLES[0].kernel_bytes())
-        purgatory.write_bytes(SAMPLES[0].purgatory_bytes())
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data / "d")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().decode().strip().rstrip("/")
-        try:
-            stays, _ = _upload(url, kernel, purgatory, "load-panic")
-            moves, token = _upload(url, kernel, purgatory, "load")
-            yield Site(str(request.param), url, stays, moves, token)
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: Path) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(chromium_path), args=FLAGS)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def new_page(browser: Browser) -> Iterator[Callable[..., Page]]:
-    """Make pages whose console must stay empty of errors; bypasses no policy."""
-    complaints: list[str] = []
-    contexts: list[BrowserContext] = []
-
-    def make(**options: Any) -> Page:
-        options = {"viewport": {"width": 1440, "height": 900}, **options}
-        contexts.append(
-            browser.new_context(permissions=["clipboard-read", "clipboard-write"], **options)
-        )
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: complaints.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        return page
-
-    yield make
-    for context in contexts:
-        context.close()
-    assert complaints == []
-
-
-def _keep(page: Page, site: Site, name: str) -> None:
-    ARTEFACTS.mkdir(exist_ok=True)
-    page.screenshot(path=ARTEFACTS / f"{site.name}-{name}.png", full_page=True)
-
-
-def _violations(page: Page) -> list[str]:
-    """Run axe-core in the page, as the browser's own script and not the page's."""
-    page.evaluate(AXE)
-    found = page.evaluate(
-        """async () => (await axe.run(document, {runOnly: {type: 'tag', values:
-        ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa', 'best-practice']}})).violations"""
-    )
-    return [
-        f"{v['id']}: {v['nodes'][0]['target']} {v['nodes'][0]['failureSummary']}" for v in found
-    ]
 
 
 @pytest.mark.parametrize(
@@ -158,24 +29,33 @@ def test_no_violation_of_the_access_rules(
     site: Site, new_page: Callable[..., Page], width: int, scheme: Any
 ) -> None:
     page = new_page(
-        viewport={"width": width, "height": 844}, color_scheme=scheme, reduced_motion="reduce"
-    )
+        status=4, viewport={"width": width, "height": 844}, color_scheme=scheme,
+        reduced_motion="reduce",
+    )  # fmt: skip
     flag = site.tick("written by")
     moment = f"/t/{site.stays}/{flag}/"
     paths = {
         "gallery": "/", "help": "/help/", "run": f"/t/{site.stays}/", "moment": f"{moment}?at=0x5c",
         "zoomed": f"{moment}?w=256", "search": f"/t/{site.stays}/search?q=flag-read",
-        "compare": f"/t/{site.moves}..{site.stays}/",
+        "compare": f"/t/{site.moves}..{site.stays}/", "check": f"/t/{site.stays}/check/",
+        "story": f"/t/{site.moves}/story/", "note": f"/t/{site.moves}/story/1/",
+        "embed": f"{moment}embed", "wait": f"/t/{site.deleted}/",
+        "error": f"/t/{site.stays}/9999999999999/",
     }  # fmt: skip
     problems = {}
     for name, path in paths.items():
-        page.goto(site.url + path)
-        problems[name] = _violations(page)
+        answer = page.goto(site.url + path)
+        assert answer is not None
+        assert answer.status == {"wait": 410, "error": 404}.get(name, 200), name
+        policy = answer.headers["content-security-policy"]
+        assert "default-src" in policy
+        assert "unsafe" not in policy
+        problems[name] = violations(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= width, name
-        _keep(page, site, f"{name}-{width}-{scheme}")
+        keep(page, site, f"{name}-{width}-{scheme}")
     page.goto(f"{site.url}{moment}")
     page.keyboard.press("?")
-    problems["dialog"] = _violations(page)
+    problems["dialog"] = violations(page)
     assert {name: found for name, found in problems.items() if found} == {}
 
 
@@ -275,7 +155,7 @@ def test_zoom_and_pan_by_wheel_drag_and_keys(site: Site, new_page: Callable[...,
     page.keyboard.press("-")
     wider = _zoomed(page, panned)
     assert wider[1] - wider[0] > panned[1] - panned[0]
-    _keep(page, site, "wheel")
+    keep(page, site, "wheel")
     page.reload()
     assert _axis(page) == wider  # the address bar is the link of what is seen
     link = page.locator(".chain a").last
@@ -283,6 +163,82 @@ def test_zoom_and_pan_by_wheel_drag_and_keys(site: Site, new_page: Callable[...,
     page.keyboard.press("0")
     assert _zoomed(page, wider) == whole
     assert "from=" not in page.url
+
+
+def _touch(page: Page) -> Callable[[str, list[tuple[float, float]]], None]:
+    """Return what puts fingers on the screen, moves them and lifts them, as Chromium does."""
+    session = page.context.new_cdp_session(page)
+
+    def send(kind: str, points: list[tuple[float, float]]) -> None:
+        fingers = [{"x": x, "y": y, "id": n} for n, (x, y) in enumerate(points)]
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": fingers})
+
+    return send
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_two_fingers_zoom_and_one_pans(
+    site: Site, new_page: Callable[..., Page], width: int
+) -> None:
+    page = new_page(viewport={"width": width, "height": 844}, has_touch=True, is_mobile=width < 500)
+    flag = site.tick("written by")
+    page.goto(f"{site.url}/t/{site.stays}/{flag}/")
+    drawing = page.locator(f"svg.{'narrow' if width < 500 else 'wide'}[data-axis]")
+    drawing.scroll_into_view_if_needed()
+    cursor = drawing.locator(".cur").first.bounding_box()
+    box = drawing.bounding_box()
+    assert cursor is not None
+    assert box is not None
+    x, y = cursor["x"], box["y"] + 40
+    touch, whole = _touch(page), _axis(page)
+
+    touch("touchStart", [(x - 20, y), (x + 20, y)])
+    for spread in range(20, 65, 5):
+        touch("touchMove", [(x - spread, y), (x + spread, y)])
+        page.wait_for_timeout(40)
+    _zoomed(page, whole)  # while the fingers are still down
+    touch("touchEnd", [])
+    page.wait_for_timeout(600)
+    zoomed = _axis(page)
+    assert zoomed[1] - zoomed[0] < whole[1] - whole[0]
+    assert zoomed[0] <= flag <= zoomed[1]  # what was between the fingers stayed there
+    assert f"from={zoomed[0]}&to={zoomed[1]}" in page.url
+    assert page.evaluate("visualViewport.scale") == 1  # the drawing zooms, not the page
+
+    touch("touchStart", [(x, y)])
+    for far in range(0, 100, 10):
+        touch("touchMove", [(x + far, y)])
+        page.wait_for_timeout(40)
+    touch("touchEnd", [])
+    panned = _zoomed(page, zoomed)
+    page.wait_for_timeout(600)
+    panned = _axis(page)
+    assert panned[0] < zoomed[0]
+    assert page.url.split("?")[0].endswith(f"/{flag}/")  # a drag is no click
+
+    touch("touchStart", [(x - 60, y), (x + 60, y)])
+    for spread in range(60, 15, -5):
+        touch("touchMove", [(x - spread, y), (x + spread, y)])
+        page.wait_for_timeout(40)
+    touch("touchEnd", [])
+    page.wait_for_timeout(600)
+    wider = _axis(page)
+    assert wider[1] - wider[0] > panned[1] - panned[0]
+    keep(page, site, f"pinch-{width}")
+
+    before = page.evaluate("scrollY")
+    touch("touchStart", [(x, y)])
+    for far in range(0, 200, 20):
+        touch("touchMove", [(x, y - far)])
+        page.wait_for_timeout(20)
+    touch("touchEnd", [])
+    page.wait_for_timeout(300)
+    assert page.evaluate("scrollY") > before  # up and down still scroll the page
+    assert _axis(page) == wider
+    page.goto(f"{site.url}/t/{site.stays}/{flag}/")
+    drawing.scroll_into_view_if_needed()
+    drawing.locator(".seg.sR").first.tap()
+    expect(page).not_to_have_url(re.compile(rf"/{flag}/"))  # a tap is a click
 
 
 def test_zoom_without_scripts(site: Site, new_page: Callable[..., Page]) -> None:
@@ -410,7 +366,7 @@ def test_embed_in_another_page(site: Site, new_page: Callable[..., Page]) -> Non
         frame = page.frame_locator("iframe")
         expect(frame.locator(".verdict .tag")).to_have_text("STAYS")
         expect(frame.locator("svg.wide")).to_be_visible()
-        _keep(page, site, "embed")
+        keep(page, site, "embed")
         blog.shutdown()
 
 
@@ -438,12 +394,12 @@ def test_owner_describes_unlists_and_deletes(site: Site, new_page: Callable[...,
     page.fill("#otoken", site.token)
     page.locator(".owner").get_by_text("save").click()
     expect(page.locator(".note").first).to_have_text("a note of its owner")
-    assert site.moves not in _get(f"{site.url}/runs.txt")
+    assert site.moves not in get(f"{site.url}/runs.txt")
     page.locator(".owner summary").click()
     page.check(".owner [name=listed]")
     page.fill("#otoken", site.token)
     page.locator(".owner").get_by_text("save").click()
-    assert site.moves in _get(f"{site.url}/runs.txt")
+    assert site.moves in get(f"{site.url}/runs.txt")
     assert page.locator(f'a[href="https://lore.kernel.org/r/{MAIL}"]').count() == 1
 
 
@@ -462,7 +418,7 @@ def test_first_view_is_small_and_soon(site: Site, new_page: Callable[..., Page])
     page = new_page()
     flag = site.tick("written by")
     url = f"{site.url}/t/{site.stays}/{flag}/"
-    _get(url)
+    get(url)
     sizes: list[int] = []
     page.on(
         "response", lambda r: sizes.append(int(r.headers.get("content-length", "0")))

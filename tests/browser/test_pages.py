@@ -133,11 +133,14 @@ def test_from_upload_to_a_link_that_opens_fresh(
     _upload(page, server.url, tmp_path)
     expect(page).to_have_url(re.compile(r"/t/[a-z2-7]{26}/$"))
     expect(page.locator(".verdict .tag")).to_have_text("RUNNING", timeout=10_000)
+    expect(page).to_have_title(re.compile("^RUNNING: "))
     expect(page.locator("#ticks")).to_have_text("400,000,000")
     before = page.locator("svg.wide rect.seg").count()
     assert before > 0
     server.go_on.set()
     expect(page.locator(".verdict .tag")).to_have_text("STAYS", timeout=10_000)
+    expect(page).to_have_title(re.compile("^STAYS: "))
+    expect(page.locator(".keys")).to_contain_text("most telling moment")
     assert page.locator("svg.wide rect.seg").count() > before
     page.wait_for_timeout(1200)
     polls: list[str] = []

@@ -19,6 +19,8 @@ CORE: Final = ("nip", "msr", "cr", "lr", "ctr", "xer")
 NUMBERS: Final = dict(zip(CORE, (64, 65, 66, 67, 68, 69), strict=True)) | {
     name: n for n, name in enumerate(GPRS)
 }
+MACHINE: Final = "pseries,cap-hpt-max-page-size=16M"
+"""Hash MMU with pages of 16 MiB, as bootflow's partition offers them."""
 WRITE_BYTES: Final = 1024
 STOP_SECONDS: Final = 120.0
 
@@ -38,7 +40,7 @@ class Qemu:
     def __init__(self, folder: Path, cpu: str, ram_bytes: int, blobs: Mapping[int, bytes]) -> None:
         path = folder / "gdb"
         command = [
-            "qemu-system-ppc64", "-M", "pseries", "-accel", "tcg", "-cpu", cpu, "-smp", "1",
+            "qemu-system-ppc64", "-M", MACHINE, "-accel", "tcg", "-cpu", cpu, "-smp", "1",
             "-m", f"{ram_bytes >> 20}M", "-nodefaults", "-display", "none", "-serial", "null",
             "-monitor", "none", "-S", "-gdb", f"unix:{path},server=on,wait=off",
         ]  # fmt: skip

@@ -32,6 +32,8 @@ RAM_BYTES = 1 << 30
 LOW_BYTES = 0x10000
 LINEAR = 0xC000000000000000
 LOAD_ADDR = 0x2000000
+LOCAL_ENTRY = 8
+"""A function of the kernel is called past the two words that set up its TOC."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,30 @@ def test_debian_kdump_goes_as_in_qemu(debian: Pair) -> None:
     debian.step(22_000)
     assert debian.steps >= 100_000
     debian.go(LINEAR | LOAD_ADDR + find("start_kernel") - LINEAR + 8)
+
+
+def test_the_hash_mmu_goes_as_in_qemu(debian_pair: DebianPair, folder: Path) -> None:
+    """SLB set up, translation on; a segment fault on vmemmap; the first page fault (0x300)."""
+    images = {
+        "kernel": ("vmlinux", debian_pair.vmlinux.read_bytes()),
+        "purgatory": ("kexec", debian_pair.kexec.read_bytes()),
+    }
+    spec = RunSpec(
+        mode="load-panic", cpus=1, mem_bytes=RAM_BYTES, checks=False, append="disable_radix"
+    )
+    for pair in start(prepare(spec, images), folder):
+        find = pair.run.kernel.symbols.get
+        loaded = LOAD_ADDR  # added to an address that the kernel is linked at
+        pair.go(loaded + find("slb_initialize") + LOCAL_ENTRY)
+        pair.step(300)
+        pair.go(loaded + find("start_kernel") + LOCAL_ENTRY)
+        pair.step(2_600)  # up to the first mftb
+        pair.go(loaded + find("smp_release_cpus") + LOCAL_ENTRY)
+        pair.step(1_000)
+        pair.go(loaded + find("__init_single_page.constprop.0"))
+        pair.step(4_000)  # its store takes 0x380
+        pair.go(loaded + find("do_hash_fault") + LOCAL_ENTRY)
+        pair.step(150)
 
 
 @pytest.mark.parametrize("name", ["kdump-be", "kdump-le"])

@@ -77,13 +77,14 @@ def make(
         last, slices = trace.last_tick, [(row.cpu, row.ticks) for row in trace.slices()]
         flags = [e.tick for kind in ("flag-write", "flag-read") for e in trace.events(kind)]
         holds = [e.tick for e in trace.events("stage") if e.text in ("hold", "joins")]
+        faults = [e.tick for e in trace.events("exception")][:4]
         events = [e.tick for e in trace.events() if e.kind != "console"]
     chance = random.Random(name)
     ends = [sum(ticks for _, ticks in slices[:n]) for n in range(0, len(slices), 7)]
     wanted = {0, 1, last, last - 1, *chance.sample(events, 20), *chance.sample(ends, 5)}
     wanted |= {tick + chance.choice((-1, 1)) for tick in flags}
     wanted |= {chance.randint(0, last) for _ in range(many)}
-    regions = list(regions_of(pool, name, path, [*flags, min(holds), holds[-1]], last))
+    regions = list(regions_of(pool, name, path, [*flags, *faults, min(holds), holds[-1]], last))
     wanted |= {tick for region in regions for tick in (region.begin, region.end)}
     wanted = {tick for tick in wanted if 0 <= tick <= last}
     named = {image.role: (image.name, image.data) for image in images}
@@ -272,3 +273,23 @@ def test_debian_pair_in_any_order(
     pool.drop(mode)
     ask_in_any_order(pool, run, 600)
     pool.drop(mode)
+
+
+@pytest.mark.real
+def test_the_hash_mmu_in_any_order(
+    pool: SessionPool, tmp_path: Path, debian_pair: DebianPair
+) -> None:
+    """As far as the first faults on vmemmap and vmalloc, and the hypercalls that they lead to."""
+    images = [
+        ImageFile("kernel", debian_pair.vmlinux.name, debian_pair.vmlinux.read_bytes()),
+        ImageFile("purgatory", debian_pair.kexec.name, debian_pair.kexec.read_bytes()),
+    ]
+    spec = {
+        "mode": "load-panic", "cpus": 2, "checks": False, "append": "disable_radix",
+        "until": "do_hash_fault",
+    }  # fmt: skip
+    run = make(pool, "hash", tmp_path / "t", spec, images, 100)
+    ask_in_any_order(pool, run, 100)
+    pool.drop("hash")
+    ask_in_any_order(pool, run, 100)
+    pool.drop("hash")

@@ -204,7 +204,7 @@ def test_command_line_explores_and_records_the_race(tmp_path: Path) -> None:
     assert done.exit_code == 1
     (race,) = json.loads(done.stdout)["schedules"]["races"]
     assert race["command"].startswith("bootflow record --load-panic kernel-be.elf --purgatory")
-    assert race["command"].endswith(f"--schedule {race['schedule']}")
+    assert race["command"].endswith(f"--schedule={race['schedule']}")
     assert race["rules"] == ["flag-written", "flag-value", "outcome"]
     again = CliRunner().invoke(main, ["check", race["trace"], "--json"])
     failed = [row["id"] for row in json.loads(again.stdout)["rules"] if row["status"] == "failed"]

@@ -9,7 +9,7 @@ import pytest
 
 from emulator.devicetree import MAX_DEPTH, DeviceTree, Node, parse_device_tree
 from emulator.errors import BootflowError, ImageError, LimitError
-from emulator.partition import TIMEBASE_HZ, Partition, build_partition
+from emulator.partition import TIMEBASE_HZ, Partition, build_partition, wants_hash
 
 DATA = Path(__file__).parent.parent / "data" / "groundtruth"
 CASES = pytest.mark.parametrize("case", ["kexec_c_smp2", "kdump_c_smp2"])
@@ -93,11 +93,43 @@ def test_partition_has_what_the_kernel_reads(cpus: int) -> None:
     assert build_partition(Partition(ids, 1 << 30, cpus - 1)).to_bytes() == tree.to_bytes()
 
 
+def test_partition_that_negotiated_hash() -> None:
+    radix, hashed = (
+        build_partition(Partition((0, 1), 1 << 30, hash_mmu=hash_mmu)) for hash_mmu in (False, True)
+    )
+    vectors = []
+    for tree in (radix, hashed):
+        chosen = tree.find("/chosen")
+        assert chosen is not None
+        vectors.append(chosen.properties.pop("ibm,architecture-vec-5"))
+    assert vectors[1] == vectors[0][:24] + bytes(3)
+    assert radix.root == hashed.root, "nothing else differs"
+    assert hashed.page_table_order() == 23
+    assert DeviceTree(Node("")).page_table_order() == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("", False),
+        ("console=hvc0 disable_radix", True),
+        ("disable_radix=yes quiet", True),
+        ("disable_radix=off", False),
+        ("disable_radix=0", False),
+        ("disable_radix disable_radix=no", False),
+        ("no_disable_radix disable_radixx", False),
+    ],
+)
+def test_who_asks_for_hash(line: str, wanted: bool) -> None:
+    assert wants_hash(line) == wanted
+
+
 def test_partition_agrees_with_the_captured_machine() -> None:
     """What both trees say of a CPU, they say alike; the differences are a table."""
     reasons = {
         "cpu-version": "POWER10 instead of POWER9",
         "ibm,pft-size": "1 GiB instead of 2 GiB",
+        "ibm,segment-page-sizes": "16 MiB too, as QEMU with cap-hpt-max-page-size=16M",
     }
     ours = build_partition(Partition((0, 1), 1 << 30)).find("/cpus/PowerPC,POWER10@1")
     theirs = captured("kexec_c_smp2").find("/cpus/PowerPC,POWER9@1")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from emulator.disassembly import disassemble
+from emulator.disassembly import disassemble, trampolines
 
 WORDS = (
     (0x7C210B78, "or      1,1,1"),
@@ -41,3 +41,15 @@ def test_text(word: int, text: str, big_endian: bool) -> None:
 
 def test_short_tail_is_left_out() -> None:
     assert len(disassemble(bytes(11), 0, big_endian=True)) == 2
+
+
+def test_an_endian_trampoline_tells_its_own_byte_order() -> None:
+    enters = bytes.fromhex("480000082c000048")  # tdi and b, which run in either order
+    turn = bytes.fromhex(
+        "7d6000a6 696b0001 39400000 7d410164 429f0005 7d4802a6 394a0014 7d5a03a6 7d7b03a6 4c000024"
+    )
+    little = bytes.fromhex("a600007f020018636401007f")
+    assert trampolines(enters + turn + little) == frozenset(range(8, 48, 4))
+    assert trampolines(enters + little) == frozenset()
+    assert trampolines(turn[-4:] + little) == frozenset(), "an rfid alone is none"
+    assert trampolines(little + turn[:-4]) == frozenset(), "cut off before its rfid"

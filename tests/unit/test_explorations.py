@@ -172,7 +172,7 @@ def test_race_becomes_a_run_of_its_own(bench: Bench) -> None:
     text = bench.client.get(f"/t/{run_id}/check.txt").text
     assert "2 of 2 schedules tried, 1 race found." in text
     assert "flag-value fails when right after CPU 0's 2nd write at 0x38" in " ".join(text.split())
-    assert f"--schedule {SCHEDULE}" in text
+    assert f"--schedule={SCHEDULE}" in text
     assert f"/t/{child_id}/check/" in text
     assert max(len(line) for line in text.splitlines()) <= 75
     document = bench.client.get(f"/t/{run_id}/check.json").get_json()["schedules"]

@@ -30,6 +30,8 @@ def build() -> np.ndarray:
 
 
 RAM = build()
+NO_SLB = np.zeros(mmu.SLB_ROW * mmu.SLB_ENTRIES, np.int64)
+NO_HASH = np.zeros(0, np.int64)
 
 
 def signed(value: int) -> int:
@@ -37,7 +39,9 @@ def signed(value: int) -> int:
 
 
 def ask(ea: int, access: int = ACCESS_READ, msr: int = VIRTUAL) -> tuple[int, int]:
-    return tuple(mmu.translate(RAM, RAM_BYTES, signed(ea), access, signed(msr), TABLE, 0))
+    return tuple(
+        mmu.translate(RAM, RAM_BYTES, signed(ea), access, signed(msr), TABLE, 0, NO_SLB, NO_HASH)
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,7 @@ def ask(ea: int, access: int = ACCESS_READ, msr: int = VIRTUAL) -> tuple[int, in
         (KERNEL | 0x403000, ACCESS_READ, VIRTUAL, (0x7000, mmu.OK)),
         (KERNEL | 0x403000, ACCESS_READ, USER, (0x7000, mmu.OK)),
         (KERNEL | 0x403000, ACCESS_WRITE, VIRTUAL, (0, mmu.NOT_ALLOWED)),
-        (KERNEL | 0x403000, ACCESS_FETCH, VIRTUAL, (0, mmu.NOT_ALLOWED)),
+        (KERNEL | 0x403000, ACCESS_FETCH, VIRTUAL, (0, mmu.NO_EXECUTE)),
         (KERNEL | 0x404000, ACCESS_READ, VIRTUAL, (0, mmu.NOT_MAPPED)),
         (KERNEL | 0x200000, ACCESS_READ, VIRTUAL, (0, mmu.NOT_MAPPED)),
         (0x4000000000000000, ACCESS_READ, VIRTUAL, (0, mmu.BAD_QUADRANT)),
@@ -63,7 +67,8 @@ def test_translation(ea: int, access: int, msr: int, expected: tuple[int, int]) 
 
 
 def test_no_process_table() -> None:
-    assert mmu.translate(RAM, RAM_BYTES, 0, ACCESS_READ, signed(VIRTUAL), -1, 0)[1] == mmu.NO_TABLE
+    found = mmu.translate(RAM, RAM_BYTES, 0, ACCESS_READ, signed(VIRTUAL), -1, 0, NO_SLB, NO_HASH)
+    assert found[1] == mmu.NO_TABLE
 
 
 @given(
@@ -75,5 +80,7 @@ def test_no_process_table() -> None:
 def test_any_tree_stays_in_ram(root: int, ea: int, access: int, pid: int) -> None:
     ram = RAM.copy()
     ram[TABLE // 8] = np.uint64(int.from_bytes(root.to_bytes(8, "big"), "little"))
-    real, why = mmu.translate(ram, RAM_BYTES, ea & ~0xFFF, access, signed(VIRTUAL), TABLE, pid)
+    real, why = mmu.translate(
+        ram, RAM_BYTES, ea & ~0xFFF, access, signed(VIRTUAL), TABLE, pid, NO_SLB, NO_HASH
+    )
     assert why or 0 <= real < RAM_BYTES

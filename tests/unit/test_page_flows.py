@@ -90,6 +90,14 @@ def test_seek_goes_to_the_access(client: FlaskClient, query: str, tick: int) -> 
     assert "at=" in where
 
 
+def test_a_search_of_low_memory_names_the_kernel_s_own(client: FlaskClient) -> None:
+    page = client.get(f"/t/{B}/search?q=writes+to+0x5c").text
+    assert f'href="/t/{B}/search?q=writes%20to%200x200005c"' in page
+    assert "also:     writes to 0x200005c" in client.get(f"/t/{B}/search.txt?q=writes+0x5c").text
+    for words in ("writes+to+0x200005c", "flag-read"):
+        assert "also:" not in client.get(f"/t/{B}/search.txt?q={words}").text
+
+
 def test_previous_access(client: FlaskClient) -> None:
     answer = client.get(f"/t/{B}/1508330099/seek?at=0x200005c%2B4&what=previous")
     assert answer.headers["Location"].startswith(f"/t/{B}/{TICK}/")
@@ -167,6 +175,24 @@ def test_compare_in_every_format(client: FlaskClient) -> None:
     assert "!= kernel" in text
     chosen = client.get(f"/t/{A}..{B}.json?stage=relocate.1").get_json()
     assert chosen["at"] == "relocate"
+
+
+TWINS = (
+    "/runs.txt", "/help.txt", f"/t/{A}.txt", f"/t/{B}/{TICK}.txt", f"/t/{B}/{TICK}.txt?at=r7&cpu=1",
+    f"/t/{B}/{TICK}.txt?at=0x200005c%2B4", f"/t/{A}..{B}.txt", f"/t/{A}/check.txt",
+    f"/t/{A}/story.txt", f"/t/{A}/search.txt?q=accesses+to+0x200005c%2B4", f"/t/{B}/9999999999.txt",
+    f"/t/{'c' * 26}.txt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TWINS)
+def test_no_line_of_a_text_is_longer_than_75_columns(client: FlaskClient, path: str) -> None:
+    text = client.get(path, headers={"Host": "localhost"}).text
+    long = [line for line in text.splitlines() if len(line) > 75]
+    assert all(line.startswith("http") and " " not in line for line in long), long
+    assert text.isascii()
+    assert "\t" not in text
+    assert "\n\n\n" not in text
 
 
 def test_compare_takes_links(client: FlaskClient) -> None:

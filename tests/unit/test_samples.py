@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
+from app.samples import TOPICS, sample_topics
 from emulator import samples
 from emulator.images import read_kernel, read_purgatory
 from emulator.placement import LoadOptions, place
@@ -160,3 +161,9 @@ def test_functions_have_the_size_of_their_code(order: str) -> None:
     assert placement.purgatory_symbols["kernel"][1] == 8
     assert kernel.symbols.find_size("early_setup") == 0xDC
     assert kernel.symbols.lookup(kernel.symbols.get("early_setup") + 8) == ("early_setup", 8, 0xDC)
+
+
+def test_every_sample_stands_under_one_heading_of_the_gallery() -> None:
+    named = [name for _, names in TOPICS for name in names]
+    assert sorted(named) == sorted(sample.name for sample in SAMPLES)
+    assert [len(ids) for _, ids in sample_topics()] == [len(names) for _, names in TOPICS]

@@ -13,6 +13,7 @@ from flask.testing import FlaskClient
 
 from app import create_app, fresh
 from app.index import Index, trace_path, upload_path
+from app.samples import add_sample_runs
 from emulator.errors import SessionError
 from emulator.trace import TraceWriter
 from tests import fabricated
@@ -198,6 +199,12 @@ def test_a_full_queue_is_429(site: Site) -> None:
     assert site.client.post("/", data=_form()).status_code == 201
     answer = site.client.post("/", data=_form())
     assert (answer.status_code, answer.headers["Retry-After"]) == (429, "60")
+
+
+def test_samples_that_wait_take_no_place_in_the_queue(site: Site) -> None:
+    site.app.config["MAX_QUEUED"] = 1
+    assert add_sample_runs(site.index.data_dir, site.index, lambda run_id: None)
+    assert site.client.post("/", data=_form()).status_code == 201
 
 
 def test_a_form_of_another_site_is_refused(site: Site) -> None:
@@ -419,6 +426,7 @@ def test_a_dead_session_leaves_what_the_trace_knows(site: Site) -> None:
     assert answer.status_code == 503
     assert "the session died" in answer.text
     assert "enters purgatory" in answer.text
+    assert answer.text.count("released at <a") == 3, "where every CPU is, without registers"
     assert answer.headers["Cache-Control"] == "no-store"
 
 

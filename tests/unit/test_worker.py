@@ -12,6 +12,7 @@ import pytest
 
 from app import broker, worker
 from app.index import Index, trace_path, upload_path
+from app.samples import add_sample_runs
 from app.sessions import PoolLimits
 from emulator.errors import SessionError, TraceError
 from emulator.trace import TraceReader
@@ -235,3 +236,15 @@ def test_queue_speaks_json_only(tmp_path: Path) -> None:
     assert raw.startswith(b"[")
     with pytest.raises(ValueError, match=r"utf-8|JSON|value"):
         task.huey.serializer.deserialize(b"\x80\x04\x95junk.")
+
+
+def test_a_user_does_not_wait_for_the_samples(tmp_path: Path, index: Index) -> None:
+    samples = add_sample_runs(
+        tmp_path, index, lambda run_id: worker.enqueue_record(tmp_path, run_id)
+    )
+    assert len(samples) > 30
+    run_id = add(index)
+    worker.enqueue_record(tmp_path, run_id)
+    queue = worker.open_queue(tmp_path).huey
+    order = [queue.dequeue().args[0] for _ in range(len(samples) + 1)]
+    assert order == [run_id, *(sample_id for _, sample_id in samples)]
