@@ -70,7 +70,7 @@ def test_listing_and_events_are_escaped() -> None:
     line = RanLine(2, "c4", "60 00", HOSTILE, HOSTILE, "", "BE", "*", flag=True)
     text = markup.listing([head, line])
     assert text.count(ESCAPED) == 3
-    assert '<span class="cm flag"># ' in text
+    assert '<span class="cm flag"> # ' in text
     row = EventRow(7, 9, None, "P", HOSTILE, HOSTILE, HOSTILE, count=3)
     event = markup._event(row, "/t/r/", "?w=16")
     assert event.count(ESCAPED) == 3
