@@ -78,7 +78,7 @@ __kdump_flag:
     .endif
     .if ISERIES
     .org 0x20
-    .quad hvReleaseData
+    .quad hvReleaseData - _stext    # an offset from KERNELBASE
     .endif
 
     .org 0x5c

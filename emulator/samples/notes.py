@@ -197,8 +197,8 @@ STORIES: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "iseries": (
         _OPENING[0],
-        ("copied", "0x20 holds a pointer: the iSeries hypervisor reads it, in the image and at"
-                   " 0. No flag may stand there."),
+        ("copied", "0x20 holds the offset of hvReleaseData in the image: the iSeries hypervisor"
+                   " reads it, in the image and at 0. No flag may stand there."),
         *_OPENING[1:],
         ("head write", "The flag goes to 0x5c, and 0x20 stays what it is."),
         *_MOVES,
