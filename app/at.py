@@ -81,7 +81,7 @@ def _new_moment(run: Run, tick: int, form: str, tag: str) -> Response:
             page = moments.moment_page(run, reader, told, tick, asker(run), looked, widths)
     moment = page.moment
     broken = moment is not None and bool(moment.problem)
-    private = broken or (moment is not None and (bool(moment.steps_problem) or moment.sampled))
+    private = moment is not None and moment.is_partial
     response = send(page, form, fragment=fragment)
     if broken:
         response.status_code = 503

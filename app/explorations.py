@@ -110,6 +110,10 @@ class Explorations:
                     f"{len(open_rows)} explorations wait or go on; {limits.waiting} may",
                     hint="Try again in a few minutes.",
                 )
+            earlier = session.scalars(
+                select(Exploration).where(Exploration.run_id == run.id)
+            ).first()
+            row.found = [] if earlier is None else list(earlier.found)
             session.execute(delete(Exploration).where(Exploration.run_id == run.id))
             session.add(row)
             try:

@@ -8,16 +8,18 @@ is found, ends for whoever cancels. What it is not: the search (`emulator.explor
 from __future__ import annotations
 
 import logging
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from app import DEFAULTS
 from app.explorations import LIMITS, Exploration, Explorations, Limits
 from app.exploring import Explored, Race, explore_trace, explored_spec, images_of
 from app.index import Index, NoSuchRun, Run, new_id, trace_path, upload_path
-from emulator.errors import BootflowError, SessionError
-from emulator.trace import TraceReader
+from emulator.errors import BootflowError, LimitError, SessionError
+from emulator.trace import ImageFile, TraceReader
 
 log = logging.getLogger("bootflow.explorer")
 
@@ -79,6 +81,7 @@ class Explorer:
         """Search, and keep what is found; returns why it ended early, or nothing."""
         run = self._index.get(row.run_id)
         path = trace_path(self._data_dir, run.id)
+        before = list(row.found)  # by an exploration that was ended, or by an earlier one
         kept: list[dict[str, Any]] = []
         written = 0.0
 
@@ -88,12 +91,12 @@ class Explorer:
             kept.extend(self._keep(run, path, race) for race in new)
             if new or time.monotonic() - written > WRITE_SECONDS:
                 written = time.monotonic()
-                self._write(row.id, so_far, kept)
+                self._write(row.id, so_far, _merged(before, kept))
 
         done = explore_trace(
             path, row.seeds, change, stop=lambda: self._stop(row), seconds=self._limits.seconds
         )
-        self._write(row.id, done, kept)
+        self._write(row.id, done, _merged(before, kept))
         return done.stopped
 
     def _write(self, identifier: str, so_far: Explored, kept: list[dict[str, Any]]) -> None:
@@ -126,10 +129,7 @@ class Explorer:
             spec = explored_spec(reader) | {"schedule": race.schedule}
             images = images_of(reader)
         run_id = new_id()
-        for image in images:
-            target = upload_path(self._data_dir, run_id, image.role)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(image.data)
+        self._store(run_id, images)
         self._index.add(
             spec=spec,
             files={role: file for role, file in run.files.items() if role != "trace"},
@@ -139,5 +139,37 @@ class Explorer:
             run_id=run_id,
             parent=run,
         )
+        now = self._index.get(run.id)
+        if now.status == "deleted":  # meanwhile: what goes with it goes now
+            self._index.delete(run_id)
+            raise SessionError("the run was deleted")
+        if now.listed != self._index.get(run_id).listed:
+            self._index.set_listed(run_id, listed=now.listed)
         self._enqueue(run_id)
         return found | {"run": run_id}
+
+    def _store(self, run_id: str, images: Sequence[ImageFile]) -> None:
+        """Write the images of a new run where the recorder looks for uploads.
+
+        Raises:
+            LimitError: the disk would have less room than uploads leave; nothing is left there.
+        """
+        free = shutil.disk_usage(self._data_dir).free - sum(len(image.data) for image in images)
+        if free < DEFAULTS["MIN_FREE_BYTES"]:
+            raise LimitError("the disk of this server has no room for the race that was found")
+        folder = upload_path(self._data_dir, run_id, "kernel").parent
+        try:
+            folder.mkdir(parents=True)
+            for image in images:
+                upload_path(self._data_dir, run_id, image.role).write_bytes(image.data)
+        except OSError as exc:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise LimitError(f"the race that was found cannot be stored: {exc}") from exc
+
+
+def _merged(
+    before: Sequence[dict[str, Any]], now: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """What was found before, and now, each schedule once."""
+    again = {(row["kind"], row["schedule"]) for row in now}
+    return [*(row for row in before if (row["kind"], row["schedule"]) not in again), *now]

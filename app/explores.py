@@ -18,10 +18,10 @@ from app.command import record_line
 from app.errors import BadOption, reads_html
 from app.explorations import LIMITS, Exploration, Explorations
 from app.index import NoSuchRun, Run, WrongToken
-from app.owners import own_tokens, remember
+from app.owners import EXPLORATIONS, own_tokens, remember
 from app.pages import NoTraceYet
 from app.panels import printable
-from app.runs import index, open_trace
+from app.runs import index, open_trace, own_token
 from app.uploads import check_room
 from emulator.adversary import words_of
 from emulator.check import Report
@@ -205,12 +205,12 @@ def _refused(run: Run, reader: TraceReader) -> str:
 def _may_cancel(run: Run, row: Exploration, token: str) -> bool:
     if not run.listed:
         return True
-    tokens = (token, own_tokens().get(row.id, ""))
+    tokens = (token, own_tokens(EXPLORATIONS).get(row.id, ""))
     return any(rows().is_token(row, each) for each in tokens) or _owns(run, token)
 
 
 def _owns(run: Run, token: str) -> bool:
-    for each in (token, own_tokens().get(run.id, ""), own_tokens().get(run.parent, "")):
+    for each in (token, own_token(run)):
         try:
             index().check_token(run, each)
         except WrongToken:
@@ -266,7 +266,7 @@ def explore(run_id: str) -> AnyResponse:
     if reads_html():
         response: AnyResponse = redirect(f"{path}#schedules", code=303)
         if not _owns(run, ""):
-            remember(response, row.id, token)
+            remember(response, row.id, token, EXPLORATIONS)
     else:
         base = (current_app.config["PUBLIC_URL"] or request.host_url).rstrip("/")
         text = f"{base}{path}\nstate:        {row.status}\ncancel token: {token}\n"

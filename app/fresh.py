@@ -44,7 +44,7 @@ def _program(root: Path) -> str:
     digest = hashlib.sha256()
     for folder in ("app", "emulator", "templates", "static"):
         for path in sorted((root / folder).rglob("*.*")):
-            if path.is_file() and path.suffix != ".pyc":
+            if path.is_file() and "__pycache__" not in path.parts:
                 digest.update(path.read_bytes())
     return digest.hexdigest()
 

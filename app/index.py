@@ -269,15 +269,29 @@ class Index:
                 run.title, run.note = title[:200], note[:300]
                 run.message_id = message_id[:250]
                 if run.listed != listed:  # what was found by exploring it is as public as it is
-                    session.execute(update(Run).where(Run.parent == run_id).values(listed=listed))
+                    found = [child.id for child in self.descendants(run_id)]
+                    session.execute(update(Run).where(Run.id.in_(found)).values(listed=listed))
                 run.listed = listed
                 session.commit()
+
+    def set_listed(self, run_id: str, *, listed: bool) -> None:
+        """Publish one run, or not."""
+        with self.session() as session:
+            session.execute(update(Run).where(Run.id == run_id).values(listed=listed))
+            session.commit()
 
     def found_by_exploring(self, run_id: str) -> list[Run]:
         """Return the runs that were found by exploring the schedules of a run."""
         query = select(Run).where(Run.parent == run_id, Run.status != "deleted")
         with self.session() as session:
             return list(session.scalars(query.order_by(Run.created_utc, Run.id)))
+
+    def descendants(self, run_id: str) -> list[Run]:
+        """Return what was found by exploring a run, by exploring that, and so on."""
+        found = self.found_by_exploring(run_id)
+        for child in found:
+            found.extend(self.found_by_exploring(child.id))
+        return found
 
     def of_thread(self, message_id: str) -> list[Run]:
         """Return the listed runs that belong to a mail, oldest first."""

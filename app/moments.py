@@ -126,6 +126,12 @@ class Moment:
     """The session has not looked through the run yet: later it can show functions here."""
 
     @property
+    def is_partial(self) -> bool:
+        """Something of it was not to be had now, and may be later."""
+        unanswered = self.selected is not None and bool(self.selected.problem)
+        return bool(self.problem or self.steps_problem) or self.sampled or unanswered
+
+    @property
     def same_code(self) -> dict[int, int]:
         """CPUs whose listing is that of an earlier one -> which."""
         first: dict[tuple[RanLine, ...], int] = {}

@@ -75,7 +75,7 @@ def _run(run_id: str, form: str) -> AnyResponse:
     fragment = request.args.get("fragment", "") if form == "html" else ""
     if fragment not in ("", "live", "line"):
         raise BadOption(f"no fragment {fragment[:20]!r}", hint="There are live and line.")
-    token = own_tokens().get(run_id, "")
+    token = own_token(run)
     page: pages.RunPage | pages.WaitPage
     if reader is None:
         page = pages.wait_page(run)
@@ -184,14 +184,23 @@ def delete(run_id: str) -> AnyResponse:
     """Delete a run's files with the token that its upload printed."""
     run = index().get(run_id)
     index().check_token(run, _token(run_id))
-    if not run.ended:
-        current_app.config["CANCEL"](run_id)
+    for one in (run, *index().descendants(run_id)):
+        if not one.ended:
+            current_app.config["CANCEL"](one.id)
     index().delete(run_id)
     return redirect(url_for("runs.show_run", run_id=run_id), code=303)
 
 
 def _token(run_id: str) -> str:
-    return request.form.get("token", "") or own_tokens().get(run_id, "")
+    return request.form.get("token", "") or own_token(index().get(run_id))
+
+
+def own_token(run: Run) -> str:
+    """Return the delete token that this browser has of a run, or of what it was found in; or ""."""
+    tokens = own_tokens()
+    while run.id not in tokens and run.parent:
+        run = index().get(run.parent)
+    return tokens.get(run.id, "")
 
 
 TEXT_BROWSERS = ("Lynx", "Links", "ELinks", "w3m")

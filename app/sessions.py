@@ -477,8 +477,12 @@ class SessionPool:
             job, images, checkpoints = replay_job(path)
             live = self._new(key, recording=False)
             live.busy += 1
-            live.process.start(job, images)
-            self._add(key, live)
+            try:
+                live.process.start(job, images)
+                self._add(key, live)
+            except BaseException:
+                live.process.kill()
+                raise
         finally:
             with self._lock:
                 self._reserved.pop(key, None)

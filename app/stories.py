@@ -17,10 +17,9 @@ from app.checks import beside_of, report_of
 from app.errors import BadOption
 from app.fresh import notes_of
 from app.index import Run
-from app.owners import own_tokens
 from app.panels import printable
 from app.render import fit
-from app.runs import cached, index, open_trace
+from app.runs import cached, index, open_trace, own_token
 from app.samples import sample_of_run
 from app.telling import told_by
 from app.view import View
@@ -90,7 +89,7 @@ def _story(run_id: str, form: str) -> AnyResponse:
     if form == "txt":
         response = Response(fit(render_template("story.txt", page=page)), mimetype="text/plain")
     else:
-        token = own_tokens().get(run_id, "")
+        token = own_token(run)
         text = render_template("story.html", page=page, stages=STAGES, token=token)
         response = Response(text, mimetype="text/html")
     return cached(response, run, private=not page.is_sample)
@@ -125,7 +124,7 @@ def _page(run: Run, reader: TraceReader) -> StoryPage:
 def pin_note(run_id: str) -> AnyResponse:
     """Pin a note of the run's owner to a tick; an empty text takes the note there away."""
     run = index().get(run_id)
-    index().check_token(run, request.form.get("token", "") or own_tokens().get(run_id, ""))
+    index().check_token(run, request.form.get("token", "") or own_token(run))
     digits = request.form.get("tick", "").replace(",", "").strip()
     if not digits.isdecimal() or len(digits) > 16:
         raise BadOption(f"tick {digits[:40]!r} is not a number", hint="Write it as 1234 or 1,234.")

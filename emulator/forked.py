@@ -28,13 +28,10 @@ def in_child(work: Callable[[], Json]) -> Json:
     pid = os.fork()
     if pid == 0:
         ours.close()
-        try:
-            answer = work()
-        except BootflowError as error:
-            answer = {"error": error.message}
-        with suppress(OSError):
-            theirs.sendall(json.dumps(answer).encode())
-        os._exit(0)
+        try:  # nothing of the child may come back into what its parent does
+            theirs.sendall(json.dumps(_answered(work)).encode())
+        finally:
+            os._exit(0)
     theirs.close()
     data = bytearray()
     with ours:
@@ -48,3 +45,10 @@ def in_child(work: Callable[[], Json]) -> Json:
     if "error" in document:
         raise BootflowError(str(document["error"]))
     return document
+
+
+def _answered(work: Callable[[], Json]) -> Json:
+    try:
+        return work()
+    except BootflowError as error:
+        return {"error": error.message}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from app import create_app, exploring, warden, worker
+from app import DEFAULTS, create_app, exploring, warden, worker
 from app.explorations import LIMITS, Exploration, Explorations, Limits
 from app.explorer import Explorer
 from app.index import Index, trace_path, upload_path
@@ -336,3 +336,82 @@ def _wait(true: Any, seconds: float = 15.0) -> None:
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_races_of_races_are_as_public_and_go_too(bench: Bench) -> None:
+    first, _ = bench.add(listed=True)
+    second, _ = bench.index.add(spec={}, files={}, listed=True, parent=bench.index.get(first))
+    third, _ = bench.index.add(spec={}, files={}, listed=True, parent=second)
+    bench.index.describe(first, title="t", note="", message_id="", listed=False)
+    assert not any(bench.index.get(each).listed for each in (first, second.id, third.id))
+    bench.index.delete(first)
+    assert {bench.index.get(each).status for each in (second.id, third.id)} == {"deleted"}
+
+
+def test_race_found_while_its_run_is_deleted_goes_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, _ = bench.add(listed=True, script=[RACE, progress(2), DONE])
+    add = bench.index.add
+
+    def slow(**given: Any) -> Any:
+        bench.index.delete(run_id)
+        return add(**given)
+
+    monkeypatch.setattr(bench.index, "add", slow)
+    bench.explorer().explore(bench.ask(run_id).id)
+    assert not bench.recorded
+    assert not list((bench.data / "traces").iterdir())
+    assert bench.index.recent() == []
+    assert bench.row(run_id).text == "the run was deleted"
+
+
+def test_exploring_again_forgets_nothing(bench: Bench) -> None:
+    run_id, _ = bench.add(script=[RACE, progress(2), DONE])
+    bench.explorer().explore(bench.ask(run_id).id)
+    found = bench.row(run_id).found
+    assert len(found) == 1
+    again = bench.ask(run_id)
+    assert bench.row(run_id).found == found
+    bench.rows.change(again.id, status="cancelled")
+    assert bench.row(run_id).found == found
+
+
+def test_no_race_is_stored_where_the_disk_is_full(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, _ = bench.add(script=[RACE, progress(2), DONE])
+    monkeypatch.setitem(DEFAULTS, "MIN_FREE_BYTES", 1 << 62)
+    bench.explorer().explore(bench.ask(run_id).id)
+    assert not bench.recorded
+    assert "no room for the race" in bench.row(run_id).text
+    assert not list((bench.data / "uploads").glob("*"))
+
+
+def test_owner_of_a_run_owns_what_was_found_in_it(bench: Bench) -> None:
+    run_id, token = bench.add()
+    child, _ = bench.index.add(spec={}, files={}, parent=bench.index.get(run_id))
+    bench.index.set_status(child.id, "running")
+    bench.client.set_cookie("bootflow_runs", f"{run_id}.{token}")
+    assert bench.client.post(f"/t/{child.id}/edit", data={"title": "x"}).status_code == 303
+    assert bench.client.post(f"/t/{child.id}/delete").status_code == 303
+    assert bench.index.get(child.id).status == "deleted"
+
+
+def test_recordings_of_races_are_cancelled_with_their_run(bench: Bench) -> None:
+    run_id, token = bench.add()
+    child, _ = bench.index.add(spec={}, files={}, parent=bench.index.get(run_id))
+    cancelled: list[str] = []
+    bench.client.application.config["CANCEL"] = cancelled.append
+    assert bench.client.post(f"/t/{run_id}/delete", data={"token": token}).status_code == 303
+    assert cancelled == [child.id]
+
+
+def test_explorations_take_no_place_of_a_runs_token(bench: Bench) -> None:
+    run_id, token = bench.add(listed=True)
+    bench.client.set_cookie("bootflow_runs", f"{'a' * 26}.{token}")
+    answer = bench.client.post(f"/t/{run_id}/check/explore", headers=BROWSER)
+    assert answer.status_code == 303
+    assert [cookie.split("=")[0] for cookie in answer.headers.getlist("Set-Cookie")] == [
+        "bootflow_explorations"
+    ]

@@ -420,6 +420,23 @@ def test_unknown_exception_tells_nothing(site: Site) -> None:
     assert "secret" not in answer.text
 
 
+def test_what_could_not_be_answered_is_nobody_elses_page(site: Site) -> None:
+    run_id, _ = site.add()
+    path = f"/t/{run_id}/5/?at=0x5c"
+    known = site.app.config["QUERY"]
+
+    def busy(run: str, question: dict[str, Any]) -> dict[str, Any]:
+        if question["q"] == "chain":
+            raise SessionError("too many queries at once")
+        answer: dict[str, Any] = known(run, question)
+        return answer
+
+    site.app.config["QUERY"] = busy
+    assert "too many queries" in site.client.get(path).text
+    site.app.config["QUERY"] = known
+    assert "too many queries" not in site.app.test_client().get(path).text
+
+
 def test_a_dead_session_leaves_what_the_trace_knows(site: Site) -> None:
     run_id, _ = site.add()
     answer = site.client.get(f"/t/{run_id}/666/")
