@@ -269,9 +269,9 @@ def test_debian_pair_in_any_order(
     ]
     spec = {"mode": mode, "cpus": 4, "debug": True}
     run = make(pool, mode, tmp_path / "t", spec, images, 200)
-    ask_in_any_order(pool, run, 600)
+    ask_in_any_order(pool, run, 300)  # at full length: tests/bench/bench_any_order.py
     pool.drop(mode)
-    ask_in_any_order(pool, run, 600)
+    ask_in_any_order(pool, run, 300)  # at full length: tests/bench/bench_any_order.py
     pool.drop(mode)
 
 
