@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +10,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from emulator.samples import SAMPLES
-from tests.browser.reader import FLAGS, ROOT, Site, post, upload
+from tests.browser.reader import FLAGS, Site, post, serving, upload
 
 expect.set_options(timeout=20_000)
 """A busy machine answers late; what never comes fails all the same."""
@@ -32,21 +28,20 @@ def site(
         kernel, purgatory = data / "vmlinux", data / "purgatory.ro"
         kernel.write_bytes(SAMPLES[0].kernel_bytes())
         purgatory.write_bytes(SAMPLES[0].purgatory_bytes())
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data / "d")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
-        assert server.stdout is not None
-        url = server.stdout.readline().decode().strip().rstrip("/")
-        try:
-            stays, _ = upload(url, kernel, purgatory, "load-panic")
-            moves, token = upload(url, kernel, purgatory, "load")
-            gone, its_token = upload(url, kernel, purgatory, "load")
-            post(f"{url}/t/{gone}/delete", token=its_token)
-            post(f"{url}/t/{moves}/story/", token=token, tick="1", text="the first instruction")
-            yield Site(str(request.param), url, stays, moves, token, (kernel, purgatory), gone)
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(30)
+    with serving(data / "d") as url:
+        stays, _ = upload(url, kernel, purgatory, "load-panic")
+        moves, token = upload(url, kernel, purgatory, "load")
+        gone, its_token = upload(url, kernel, purgatory, "load")
+        post(f"{url}/t/{gone}/delete", token=its_token)
+        post(f"{url}/t/{moves}/story/", token=token, tick="1", text="the first instruction")
+        yield Site(str(request.param), url, stays, moves, token, (kernel, purgatory), gone)
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server without any run."""
+    with serving(tmp_path_factory.mktemp("data")) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
+import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,6 +47,20 @@ class Site:
         found = re.search(rf"{title}.* tick (\d+)\n", text)
         assert found is not None
         return int(found[1])
+
+
+@contextmanager
+def serving(data: Path) -> Iterator[str]:
+    """Serve a data directory, worker and sessions included; gives the address, ends it after."""
+    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
+        assert server.stdout is not None
+        try:
+            yield server.stdout.readline().decode().strip().rstrip("/")
+        finally:
+            server.send_signal(signal.SIGINT)
+            server.wait(30)
 
 
 def upload(url: str, kernel: Path, purgatory: Path, mode: str) -> tuple[str, str]:

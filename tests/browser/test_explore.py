@@ -5,45 +5,16 @@ On a real server with its worker; the pair is the sample whose flag a secondary 
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from emulator.samples import get_sample
+from tests.browser.reader import ARTEFACTS, AXE
 
 pytestmark = pytest.mark.browser
-
-ROOT = Path(__file__).parents[2]
-ARTEFACTS = ROOT / "tests" / "artefacts"
-AXE = (ROOT / "tests" / "vendor" / "axe-4.14.1.min.js").read_text()
-FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    data = tmp_path_factory.mktemp("data")
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().decode().strip().rstrip("/")
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: Path) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(chromium_path), args=FLAGS)
-        yield made
-        made.close()
 
 
 def test_a_race_is_found_from_the_page(url: str, browser: Browser, tmp_path: Path) -> None:

@@ -6,49 +6,18 @@ instructions, so that there is time to see the lanes move).
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from app.debian import DebianPair
 from emulator.samples import SAMPLES
+from tests.browser.reader import ARTEFACTS
 
 pytestmark = pytest.mark.browser
-
-ROOT = Path(__file__).parents[2]
-ARTEFACTS = ROOT / "tests" / "artefacts"
-FLAGS = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    data = tmp_path_factory.mktemp("data")
-    command = [sys.executable, "-m", "app.cli", "serve", "--port", "0", "--data", str(data)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, env=environment) as server:
-        assert server.stdout is not None
-        yield server.stdout.readline().decode().strip().rstrip("/")
-        server.send_signal(signal.SIGINT)
-        server.wait(30)
-
-
-@pytest.fixture(scope="module")
-def browser(chromium_path: Path) -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=str(chromium_path), args=FLAGS)
-        yield made
-        made.close()
 
 
 def _upload(page: Page, url: str, kernel: Path, purgatory: Path, mode: str) -> None:
