@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from emulator.census import Census
 from emulator.errors import BootflowError, SessionError, SessionGone
+from emulator.located import add_line_of_event, add_lines
 from emulator.queries import QUERIES, Path
 from emulator.run import Record, Run
 from emulator.spans import Span, spans_of
@@ -81,7 +82,8 @@ class Checkpoints:
         """Not every tick can be reached any more: the session is to end."""
 
     def follow(self, run: Run) -> None:
-        """Keep the trail that a run leaves, and its names."""
+        """Keep the trail that a run leaves, and its names, ready for the checkpoints."""
+        run.names.prepare_lines()
         run.on_trail = self._trail.append
         self._run = run
         self.census = Census(run.names.function_starts())
@@ -97,6 +99,10 @@ class Checkpoints:
         if not self.census.complete:
             return None
         return self.census.spans(self._run.names, begin, end, width)
+
+    def with_line(self, event: Record) -> Record:
+        """What was noted of an instruction, with its source line."""
+        return add_line_of_event(event, self._run.names)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""
@@ -273,7 +279,7 @@ def _respond(run: Run, census: Census, link: socket.socket, message: bytes) -> R
     job = json.loads(zlib.decompress(message))
     query = job["query"]
     slices = [(int(cpu), int(ticks)) for cpu, ticks in job["slices"]]
-    return QUERIES[query["q"]].answer(Path(run, slices, census), query)
+    return add_lines(QUERIES[query["q"]].answer(Path(run, slices, census), query), run.names)
 
 
 def error_document(error: BootflowError) -> Record:

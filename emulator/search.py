@@ -53,7 +53,7 @@ def answer_at_once(
             kept = ("tick", "cpu", "nip", "symbol", "addr", "size", "value")
             stage = checkpoints.stage_at(row["tick"], row["cpu"])
             said = {"found": True, "kind": "w", "old": None, "stage": stage}
-            return said | {name: row[name] for name in kept}
+            return checkpoints.with_line(said | {name: row[name] for name in kept})
     return dict(_NOT_FOUND)
 
 
@@ -313,8 +313,8 @@ def _link_of_register(
 
 
 def _link(what: str, step: Record) -> Record:
-    kept = ("tick", "cpu", "nip", "text", "symbol", "stage")
-    return {"what": what} | {name: step[name] for name in kept}
+    kept = ("tick", "cpu", "nip", "text", "symbol", "line", "stage")
+    return {"what": what} | {name: step[name] for name in kept if name in step}
 
 
 _STORES: Final = {36, 38, 44, 62, 37, 39, 45}

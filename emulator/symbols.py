@@ -1,14 +1,14 @@
 """Address -> symbol+offset and back, for any alias and any relocation of the images of a run.
 
 What it is: the .symtab as numpy arrays (100,000 entries without a Python loop), and a map of all
-that can be named in one run. What it is not: source lines, or a reader of kallsyms.
+that can be named in one run. What it is not: a reader of DWARF (`sourcelines`) or of kallsyms.
 Source: gABI; 64-bit PowerPC ELF ABI 1.9 (.opd: a function symbol names a descriptor of three
 doublewords, the first is the code); kernel/kallsyms.c for the form and the choice between aliases.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
@@ -27,6 +27,7 @@ from emulator.elf import (
 )
 from emulator.errors import MissingSymbol
 from emulator.handoff import LINEAR_BASE
+from emulator.sourcelines import SourceLines, source_lines
 
 MAX_SYMBOLS: Final = 2_000_000
 _STT_NOTYPE, _STT_OBJECT, _STT_FUNC = 0, 1, 2
@@ -69,6 +70,11 @@ class SymbolTable:
         self._elf = elf
         self._section_addr = section_addr
         self._linked_opd = opd
+
+    @cached_property
+    def lines(self) -> SourceLines | None:
+        """Where the file's instructions come from; None if it has no DWARF."""
+        return source_lines(self._elf, self._section_addr)
 
     @cached_property
     def _raw(self) -> npt.NDArray[Any]:
@@ -288,6 +294,9 @@ class SymbolTable:
 class NamedPlaces:
     """A handful of names for code of our own; the same questions as SymbolTable."""
 
+    lines: SourceLines | None = None
+    """Our own code has no DWARF."""
+
     def __init__(self, places: Mapping[str, tuple[int, int]]) -> None:
         self._places = dict(places)
 
@@ -339,16 +348,43 @@ class AddressMap:
 
     def find(self, vaddr: int) -> tuple[str, int, int, str] | None:
         """Name, offset, size and row prefix at an effective address, whatever its alias."""
+        for row, link in self._rows_at(vaddr):
+            found = row.table.lookup(link)
+            if found is not None:
+                return *found, row.prefix
+        return None
+
+    def _rows_at(self, vaddr: int) -> Iterator[tuple[AddressRow, int]]:
+        """The rows that hold an effective address, and its link address in each."""
         real = vaddr & REAL_MASK
         rows = self.rows
         if self.kernel_at_zero and vaddr >= LINEAR_BASE:
             rows = sorted(rows, key=lambda row: row.prefix != "kernel at 0")
         for row in rows:
             if row.lo <= real < row.hi:
-                found = row.table.lookup((real + row.link_delta) & (1 << 64) - 1)
-                if found is not None:
-                    return *found, row.prefix
-        return None
+                yield row, (real + row.link_delta) & (1 << 64) - 1
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether an image has DWARF."""
+        return any(row.table.lines is not None for row in self.rows)
+
+    def line_at(self, vaddr: int) -> str:
+        """`file:line` of the instruction at an effective address, "" if nothing is known.
+
+        It comes from the image that names the address, so that both say the same.
+        """
+        for row, link in self._rows_at(vaddr):
+            line = row.table.lines.line_of(link) if row.table.lines is not None else ""
+            if line or row.table.lookup(link) is not None:
+                return line
+        return ""
+
+    def prepare_lines(self) -> None:
+        """Make what `line_at` needs, once for all forks of this process."""
+        for row in self.rows:
+            if row.table.lines is not None:
+                row.table.lines.prepare()
 
     def function_starts(self) -> npt.NDArray[np.int64]:
         """Real addresses at which a named piece of code begins, ascending."""

@@ -1,0 +1,392 @@
+"""Link address -> "file:line", from the DWARF of an image; "" where it has none.
+
+What it is: the sections (packed, or relocated for an ET_REL purgatory), an index of all sequences
+of instructions in .debug_line, made once, and the rows of those that are asked about. It needs no
+.debug_aranges, which clang does not write, and nothing of .debug_info, the bulk of a debug kernel.
+What it is not: source text, or inlined functions. Hostile DWARF costs its lines, never an answer:
+memory is bounded by the constants below, time by the bytes of .debug_line.
+Source: DWARF 5, 6.2; gABI (SHF_COMPRESSED); 64-bit PowerPC ELF ABI (R_PPC64_ADDR32, ADDR64). The
+row that counts is the one that binutils' addr2line takes: the last at or before the address.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import struct
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+
+from emulator.dwarf import (
+    DamagedDwarf,
+    Files,
+    LineUnit,
+    compilation_dir,
+    read_files,
+    run_program,
+    units,
+)
+from emulator.elf import (
+    ET_REL,
+    PT_LOAD,
+    SHN_LORESERVE,
+    SHT_NOBITS,
+    SHT_RELA,
+    SHT_SYMTAB,
+    ElfFile,
+    Section,
+)
+
+MAX_LINE_BYTES: Final = 128 << 20
+"""Of .debug_line, unpacked; Debian's kernel has 20 MB."""
+MAX_PACKED_BYTES: Final = 64 << 20
+"""What another section may unpack to."""
+MAX_SEQUENCES: Final = 1 << 20
+"""32 MB; Debian's kernel has 4,096."""
+MAX_UNIT_SEQUENCES: Final = 1 << 16
+MAX_ROWS: Final = 1 << 20
+"""Of one sequence, 24 MB."""
+MAX_KEPT: Final = 64
+"""Sequences and tables of files that are kept,"""
+MAX_KEPT_ROWS: Final = 2 << 20
+"""with so many rows in all."""
+MAX_KEPT_LINES: Final = 1 << 16
+MAX_PATH: Final = 56
+"""Longer paths lose their beginning, so that what shows them keeps to 75 columns."""
+MAX_LINE: Final = 9_999_999
+
+_SHF_COMPRESSED: Final = 0x800
+_ELFCOMPRESS_ZLIB, _ELFCOMPRESS_ZSTD = 1, 2
+_DW_FORM_STRP, _DW_FORM_LINE_STRP = 0x0E, 0x1F
+_R_ADDR: Final = {1: 4, 24: 4, 38: 8, 43: 8}
+"""R_PPC64_ADDR32, UADDR32, ADDR64, UADDR64 -> bytes."""
+_NOWHERE: Final = (1 << 64) - 1
+"""Address of what is not loaded, as linkers write it."""
+_U64 = npt.NDArray[np.uint64]
+_I64 = npt.NDArray[np.int64]
+
+
+def source_lines(elf: ElfFile, section_addr: Mapping[int, int] | None = None) -> SourceLines | None:
+    """The lines of a file, None if it has no line table; looks at no byte of one."""
+    found = SourceLines(elf, section_addr)
+    return found if found.present else None
+
+
+class SourceLines:
+    """Lines of one ELF file at its link addresses; `line_of` never raises.
+
+    Args:
+        elf: the file; its headers are already checked.
+        section_addr: for a relocatable file, section index -> address it was linked at.
+    """
+
+    def __init__(self, elf: ElfFile, section_addr: Mapping[int, int] | None = None) -> None:
+        self._elf = elf
+        self._section_addr = section_addr
+        self._rows: dict[int, tuple[_U64, _I64]] = {}
+        self._files: dict[int, tuple[str, ...]] = {}
+        self._lines: dict[int, str] = {}
+
+    @property
+    def present(self) -> bool:
+        """Whether the file has a line table at all; looks at no byte of it."""
+        return self._section("debug_line") is not None
+
+    def prepare(self) -> None:
+        """Make the index now, so that forks of this process have it."""
+        _ = self._sequences
+
+    def line_of(self, addr: int) -> str:
+        """`arch/powerpc/kernel/head_64.S:123` of a link address; `file:?` if the line is 0."""
+        known = self._lines.get(addr)
+        if known is None:
+            if len(self._lines) >= MAX_KEPT_LINES:
+                self._lines.clear()
+            known = self._lines[addr] = self._line_of(addr)
+        return known
+
+    def _line_of(self, addr: int) -> str:
+        starts, ends, places = self._sequences
+        if not 0 <= addr < 1 << 64:
+            return ""
+        last = int(np.searchsorted(starts, np.uint64(addr), side="right")) - 1
+        for index in range(last, max(last - 8, -1), -1):  # they may overlap in a hostile file
+            if addr < int(ends[index]):
+                return self._row(index, addr, places[index])
+        return ""
+
+    def _row(self, index: int, addr: int, place: _I64) -> str:
+        unit = next(units(self._data, self._elf.order, int(place[1])), None)
+        if unit is None:
+            return ""
+        addrs, rows = self._sequence(index, unit, int(place[0]))
+        at = int(np.searchsorted(addrs, np.uint64(addr), side="right")) - 1
+        if at < 0:
+            return ""
+        file, line = rows[at].tolist()
+        names = self._names(unit)
+        if not 0 <= file < len(names) or not names[file]:
+            return ""
+        return f"{names[file]}:{line if 0 < line <= MAX_LINE else '?'}"
+
+    # --- the index ------------------------------------------------------------------------------
+
+    @cached_property
+    def _data(self) -> memoryview:
+        """The line tables, unpacked and relocated; empty if there are none that can be read."""
+        section = self._section("debug_line")
+        try:
+            data = self._bytes("debug_line", MAX_LINE_BYTES)
+        except DamagedDwarf:
+            return memoryview(b"")
+        if self._elf.type == ET_REL and section is not None:
+            return memoryview(self._relocated(bytearray(data), section))
+        return data
+
+    @cached_property
+    def _array(self) -> npt.NDArray[np.uint8]:
+        return np.frombuffer(self._data.toreadonly(), np.uint8)
+
+    @cached_property
+    def _sequences(self) -> tuple[_U64, _U64, _I64]:
+        """First address of each sequence, ascending, that after its last, its program and unit."""
+        found = np.zeros((MAX_UNIT_SEQUENCES, 3), np.int64)
+        parts, total = [np.zeros((0, 4), np.int64)], 0
+        for unit in units(self._data, self._elf.order):
+            _, count = self._run(unit, unit.program, np.zeros((0, 3), np.int64), found)
+            rows = found[: min(count, len(found))]
+            total += len(rows)
+            if total > MAX_SEQUENCES:
+                break
+            parts.append(np.column_stack([rows, np.full(len(rows), unit.at, np.int64)]))
+        table = np.concatenate(parts)
+        starts, ends = table[:, 0].view(np.uint64), table[:, 1].view(np.uint64)
+        table = table[(starts < ends) & self._loaded(starts, ends)]
+        table = table[np.argsort(table[:, 0].view(np.uint64), kind="stable")]
+        bounds = np.ascontiguousarray(table[:, :2].T).view(np.uint64)
+        return bounds[0], bounds[1], np.ascontiguousarray(table[:, 2:])
+
+    def _loaded(self, starts: _U64, ends: _U64) -> npt.NDArray[np.bool_]:
+        """Which sequences are of loaded code: linkers drop code, and leave its lines."""
+        if self._section_addr is not None:
+            sections = self._elf.sections
+            placed = [(lo, sections[n].size) for n, lo in self._section_addr.items()]
+        else:
+            headers = self._elf.program_headers
+            placed = [(h.vaddr, h.mem_bytes) for h in headers if h.type == PT_LOAD]
+        inside = np.zeros(len(starts), np.bool_)
+        for lo, size in placed:
+            if size and lo + size < 1 << 64:
+                inside |= (starts >= np.uint64(lo)) & (ends <= np.uint64(lo + size))
+        return inside
+
+    def _run(self, unit: LineUnit, at: int, rows: _I64, sequences: _I64) -> tuple[int, int]:
+        header = np.array([*unit.header, self._elf.big_endian], np.int64)
+        operands = np.frombuffer(unit.operands or b"\0", np.uint8)
+        count, found = run_program(self._array, at, unit.end, header, operands, rows, sequences)
+        return int(count), int(found)
+
+    # --- rows and names of what is asked about ----------------------------------------------------
+
+    def _sequence(self, index: int, unit: LineUnit, at: int) -> tuple[_U64, _I64]:
+        """Addresses of the rows of one sequence, and (file, line) of each."""
+        if index not in self._rows:
+            _make_room(self._rows, MAX_KEPT - 1)
+            if sum(len(addrs) for addrs, _ in self._rows.values()) > MAX_KEPT_ROWS:
+                self._rows.clear()
+            room = np.zeros((min(unit.end - at, MAX_ROWS), 3), np.int64)
+            count, _ = self._run(unit, at, room, np.zeros((0, 3), np.int64))
+            rows = room[: count if count <= len(room) else 0].copy()
+            addrs = np.ascontiguousarray(rows[:, 0]).view(np.uint64)
+            self._rows[index] = addrs, np.ascontiguousarray(rows[:, 1:])
+        return self._rows[index]
+
+    def _names(self, unit: LineUnit) -> tuple[str, ...]:
+        """The files of a unit as they are shown, by number."""
+        if unit.at not in self._files:
+            _make_room(self._files, MAX_KEPT - 1)
+            try:
+                files = read_files(unit, self._data, self._elf.order, self._strings)
+                self._files[unit.at] = self._shown(files)
+            except DamagedDwarf:
+                self._files[unit.at] = ()
+        return self._files[unit.at]
+
+    def _shown(self, table: Files) -> tuple[str, ...]:
+        top = table.directories[0] if table.directories else b""
+        base = _text(top) or self._compiled_in
+        directories = ["", *(_text(name) for name in table.directories[1:])]
+        return tuple(
+            shown_path(_text(name), directories[at] if at < len(directories) else "", base)
+            for name, at in table.files
+        )
+
+    @cached_property
+    def _compiled_in(self) -> str:
+        """Where the image was compiled, "" if it does not say; DWARF 5 says it in each unit."""
+        if self._elf.type == ET_REL:
+            return ""
+        try:
+            info = self._bytes("debug_info", MAX_PACKED_BYTES)
+            abbrev = self._bytes("debug_abbrev", MAX_PACKED_BYTES)
+            return _text(compilation_dir(info, abbrev, self._elf.order, self._strings))
+        except DamagedDwarf:
+            return ""
+
+    @cached_property
+    def _strings(self) -> dict[int, memoryview]:
+        """Form of a string -> the section that it points into."""
+        found = {}
+        for form, name in ((_DW_FORM_STRP, "debug_str"), (_DW_FORM_LINE_STRP, "debug_line_str")):
+            try:
+                found[form] = self._bytes(name, MAX_PACKED_BYTES)
+            except DamagedDwarf:
+                found[form] = memoryview(b"")
+        return found
+
+    # --- sections ---------------------------------------------------------------------------------
+
+    def _section(self, name: str) -> Section | None:
+        return self._elf.find_section(f".{name}") or self._elf.find_section(f".z{name}")
+
+    def _bytes(self, name: str, most: int) -> memoryview:
+        """The bytes of a debug section, unpacked if they are packed.
+
+        Raises:
+            DamagedDwarf: it is not there, too large, or does not unpack.
+        """
+        section = self._section(name)
+        if section is None or section.type == SHT_NOBITS:
+            raise DamagedDwarf(f"no .{name}")
+        data = self._elf.section_bytes(section)
+        if section.flags & _SHF_COMPRESSED:
+            return memoryview(_unpack(data, self._elf.order, most))
+        if section.name.startswith(".z"):
+            return memoryview(_unpack_gnu(data, most))
+        if name == "debug_line" and len(data) > most:
+            raise DamagedDwarf(f"{section.name} has {len(data)} bytes")
+        return data
+
+    def _relocated(self, data: bytearray, section: Section) -> bytearray:
+        """Apply the relocations of a debug section of an ET_REL file, in place."""
+        for table in self._elf.sections:
+            if table.type == SHT_RELA and table.info == section.index:
+                self._relocate(data, table)
+        return data
+
+    def _relocate(self, data: bytearray, table: Section) -> None:
+        order, sections = self._elf.order, self._elf.sections
+        if table.link >= len(sections) or sections[table.link].type != SHT_SYMTAB:
+            return
+        rela = np.dtype([("at", order + "u8"), ("info", order + "u8"), ("addend", order + "u8")])
+        raw = self._elf.section_bytes(table)
+        rows = np.frombuffer(raw[: len(raw) // 24 * 24], rela)
+        values = self._symbol_values(sections[table.link])
+        kinds, symbols = rows["info"] & np.uint64(0xFFFFFFFF), rows["info"] >> np.uint64(32)
+        out = np.frombuffer(data, np.uint8)
+        for kind, size in _R_ADDR.items():
+            mine = (kinds == kind) & (symbols < len(values))
+            if len(out) < size:
+                continue
+            mine &= rows["at"] <= np.uint64(len(out) - size)
+            value = values[symbols[mine].astype(np.int64)]
+            sums = np.where(
+                value == np.uint64(_NOWHERE), value, value + rows["addend"][mine].astype(np.uint64)
+            )
+            written = sums.astype(f"{order}u{size}").view(np.uint8).reshape(-1, size)
+            at = rows["at"][mine].astype(np.int64)[:, np.newaxis] + np.arange(size)
+            out[at] = written
+
+    def _symbol_values(self, table: Section) -> _U64:
+        """Address of each symbol; of those in debug sections the offset, of others nowhere."""
+        order = self._elf.order
+        dtype: np.dtype[Any] = np.dtype(
+            [("name", order + "u4"), ("info", "u2"), ("shndx", order + "u2"),
+             ("value", order + "u8"), ("size", order + "u8")]
+        )  # fmt: skip
+        raw = self._elf.section_bytes(table)
+        symbols = np.frombuffer(raw[: len(raw) // 24 * 24], dtype)
+        bases = np.full(0x10000, _NOWHERE, np.uint64)
+        for section in self._elf.sections[:SHN_LORESERVE]:
+            if section.name.startswith(".debug_"):
+                bases[section.index] = 0
+        for index, addr in (self._section_addr or {}).items():
+            bases[index] = addr
+        base = bases[symbols["shndx"]]
+        nowhere = base == np.uint64(_NOWHERE)
+        return np.asarray(np.where(nowhere, base, base + symbols["value"].astype(np.uint64)))
+
+
+def shown_path(name: str, directory: str, base: str) -> str:
+    """A path as it is shown: relative to the top of the source, and not longer than MAX_PATH.
+
+    Args:
+        name: of the file.
+        directory: that it is in; relative ones are in `base`.
+        base: where the compiler ran, "" if nobody knows.
+    """
+    path = posixpath.normpath(posixpath.join(directory, name)) if name else ""
+    if path.startswith("../") and base:
+        path = posixpath.normpath(posixpath.join(base, path))
+    while path.startswith("../"):
+        path = path[3:]
+    if path.startswith("/") and base.startswith("/"):
+        common = posixpath.commonpath([base, posixpath.dirname(path)])
+        if common == posixpath.normpath(base) or common.count("/") >= 2:
+            path = path[len(common) :].lstrip("/")
+    if len(path) <= MAX_PATH:
+        return path
+    tail = path[4 - MAX_PATH :]
+    return "..." + (tail[tail.find("/") :] if "/" in tail else tail)
+
+
+def _text(name: bytes) -> str:
+    """A name as ASCII; what a terminal would not print is a question mark."""
+    return "".join(chr(byte) if 32 < byte < 127 else "?" for byte in name)
+
+
+def _make_room(kept: dict[int, Any], most: int) -> None:
+    """Let the eldest go until there are no more than `most`."""
+    while len(kept) > most:
+        del kept[next(iter(kept))]
+
+
+def _unpack(data: memoryview, order: str, most: int) -> bytes:
+    """A section with SHF_COMPRESSED: Elf64_Chdr, then zlib or zstd."""
+    if len(data) < 24:
+        raise DamagedDwarf("a packed section without its header")
+    kind, _, size, _ = struct.unpack_from(order + "IIQQ", data, 0)
+    if size > most:
+        raise DamagedDwarf(f"a section that unpacks to {size} bytes")
+    if kind == _ELFCOMPRESS_ZLIB:
+        return _inflate(data[24:], size)
+    if kind != _ELFCOMPRESS_ZSTD:
+        raise DamagedDwarf(f"a section packed by method {kind}")
+    try:
+        engine = zstandard.ZstdDecompressor(max_window_size=most)
+        with engine.stream_reader(data[24:]) as reader:
+            return reader.read(size)
+    except zstandard.ZstdError as exc:
+        raise DamagedDwarf(f"a section that does not unpack ({exc})") from exc
+
+
+def _unpack_gnu(data: memoryview, most: int) -> bytes:
+    """A .zdebug_ section of older tools: "ZLIB", the size, big-endian, then zlib."""
+    if len(data) < 12 or bytes(data[:4]) != b"ZLIB":
+        raise DamagedDwarf("a .zdebug section without its header")
+    size = struct.unpack_from(">Q", data, 4)[0]
+    if size > most:
+        raise DamagedDwarf(f"a section that unpacks to {size} bytes")
+    return _inflate(data[12:], size)
+
+
+def _inflate(data: memoryview, size: int) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(data, max(size, 1))
+    except zlib.error as exc:
+        raise DamagedDwarf(f"a section that does not unpack ({exc})") from exc
