@@ -23,7 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "INDEX_URL": "",
     "PUBLIC_URL": "",
     "HOSTS": (),  # names beside those of PUBLIC_URL and of this machine's loopback
-    "MAX_UPLOAD_BYTES": 256 << 20,
+    "MAX_UPLOAD_BYTES": 512 << 20,
     "MAX_CPUS": 16,
     "MAX_MEM_BYTES": 4 << 30,
     "MAX_QUEUED": 16,

@@ -303,11 +303,11 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
 
 def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
     """Return the documented part of a session's answer."""
-    per_cpu = ("cpu", "ticks", "stage", "symbol", "registers")
+    per_cpu = ("cpu", "ticks", "stage", "symbol", "line", "registers")
     return {
         "tick": state["tick"],
         "cpus": [
-            {key: row[key] for key in per_cpu}
+            {key: row[key] for key in per_cpu if key != "line" or row.get(key)}
             for row in state["cpus"]
             if cpu is None or row["cpu"] == cpu
         ],

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from app import pages
+from app import moments, pages
 
 FORMAT_VERSION = 1
 
@@ -56,7 +56,7 @@ def _run_document(page: pages.RunPage) -> dict[str, Any]:
         "images": _images_document(page.images),
         "placement": list(page.placement),
         "command": list(page.command),
-        "where": [dataclasses.asdict(row) for row in page.cpus],
+        "where": [_placed(row) for row in page.cpus],
         "events": [dataclasses.asdict(row) for row in page.events],
         "events_left_out": page.more_events,
         "console": [dataclasses.asdict(line) for line in page.console],
@@ -83,10 +83,21 @@ def _moment_document(page: pages.RunPage) -> dict[str, Any]:
         "low_memory_write_ticks": ticks,
         "disassembly": moment.state.get("disassembly", {}),
         "steps": moment.window.get("steps", []),
-        "selected": dataclasses.asdict(moment.selected) if moment.selected else None,
+        "selected": _selected_document(moment.selected) if moment.selected else None,
         "moves": dataclasses.asdict(moment.moves),
         "problem": moment.problem,
     }
+
+
+def _placed(row: Any) -> dict[str, Any]:
+    """Return a dataclass as an object, with "line" only where the source line is known."""
+    made = dataclasses.asdict(row)
+    return {key: value for key, value in made.items() if key != "line" or value}
+
+
+def _selected_document(selected: moments.Selected) -> dict[str, Any]:
+    chain = [_placed(link) for link in selected.chain]
+    return {**dataclasses.asdict(selected), "chain": chain}
 
 
 def _wait_document(page: pages.WaitPage) -> dict[str, Any]:
@@ -124,7 +135,7 @@ def _search_document(page: Any) -> dict[str, Any]:
         "run": _head_document(page.head),
         "q": page.words,
         "meaning": page.meaning,
-        "hits": [dataclasses.asdict(hit) for hit in page.hits],
+        "hits": [_placed(hit) for hit in page.hits],
         "more": page.more,
         "problem": page.problem,
     }

@@ -122,6 +122,9 @@ def listing(lines: Sequence[RanLine]) -> Markup:
     """Write instructions, in objdump's form."""
     out = []
     for c in lines:
+        if c.source:
+            out.append(f'<span class="sl">{_escaped(c.source)}</span>\n')
+            continue
         if c.head:
             out.append(
                 f'<span class="sy">{c.addr} &lt;{_escaped(c.symbol)}&gt;:</span>'

@@ -87,6 +87,8 @@ class Link:
     symbol: str
     where: str
     """The place or register that held it then, and what it held."""
+    line: str = ""
+    """`file:line` of the instruction."""
 
 
 @dataclass(frozen=True)
@@ -434,7 +436,18 @@ def _code(
 
 def _standing(lines: Sequence[Json], nip: str) -> tuple[RanLine, ...]:
     return tuple(
-        RanLine(0, c.addr, c.data, c.text, "", c.symbol, c.order, "=>" * c.next, head=not c.text)
+        RanLine(
+            0,
+            c.addr,
+            c.data,
+            c.text,
+            "",
+            c.symbol,
+            c.order,
+            "=>" * c.next,
+            head=not c.text and not c.source,
+            source=c.source,
+        )
         for c in panels.code_lines(lines, nip)
     )
 
@@ -479,6 +492,7 @@ def _link(row: Json, told: Story) -> Link:
         told.lanes.letter_of(row.get("cpu"), int(tick)) if tick is not None else "",
         panels.printable(str(row.get("what", ""))), panels.printable(str(row.get("text") or "")),
         panels.printable(str(row.get("symbol") or "")), panels.printable(where.strip()),
+        panels.printable(str(row.get("line") or "")),
     )  # fmt: skip
 
 

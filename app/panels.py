@@ -63,6 +63,8 @@ class CpuRow:
     since: int | None
     doing: str
     doing_tick: int | None
+    line: str = ""
+    """`file:line` of NIP."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,15 @@ class RegisterBlock:
     msr_names: str
     special: dict[str, Register]
     rows: tuple[tuple[str, tuple[Register, ...]], ...]
+    line: str = ""
+    """`file:line` of NIP,"""
+    lr_line: str = ""
+    """and of LR."""
 
 
 @dataclass(frozen=True)
 class CodeLine:
-    """One instruction, or the symbol line before it (text empty)."""
+    """One instruction, or the symbol or source line before it (text empty)."""
 
     addr: str
     data: str
@@ -100,6 +106,7 @@ class CodeLine:
     symbol: str
     order: str
     next: bool
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -317,6 +324,7 @@ def cpu_rows(
                 cpu, cpu == boot_cpu, stage_letter(identifier), stage_name(identifier),
                 str(registers["nip"]).removeprefix("0x"), str(state.get("symbol", "")),
                 msr_mode(msr), stay.lo if stay else None, doing, doing_tick,
+                printable(str(state.get("line", ""))),
             )
         )  # fmt: skip
     return tuple(rows)
@@ -408,20 +416,26 @@ def register_block(
         msr_names(number(values["msr"]) or 0),
         {name: made[name] for name in names[:6]},
         rows,
+        printable(str(state.get("line", ""))),
+        printable(str(state.get("lr_line", ""))),
     )
 
 
 def code_lines(lines: Sequence[dict[str, Any]], nip: str) -> tuple[CodeLine, ...]:
-    """Turn a session's disassembly into lines; a symbol line precedes each function."""
+    """Turn a session's disassembly into lines; function and source line stand before them."""
     out: list[CodeLine] = []
-    function = None
+    function, source = None, ""
     for line in lines:
         addr, symbol = number(line["addr"]) or 0, str(line.get("symbol", ""))
         name = symbol.split("+")[0]
         order = "LE" if line.get("le") else "BE"
         if name and (name, order) != function:
-            function = (name, order)
+            function, source = (name, order), ""
             out.append(CodeLine(f"{addr:016x}", "", "", symbol, order, False))
+        place = printable(str(line.get("line", "")))
+        if place and place != source:
+            source = place
+            out.append(CodeLine("", "", "", "", order, False, place))
         data = " ".join(re.findall("..", str(line["bytes"])))
         here = addr == number(nip)
         out.append(CodeLine(f"{addr:x}", data, printable(str(line["text"])), "", order, here))

@@ -141,6 +141,8 @@ class Hit:
     kind: str
     text: str
     symbol: str
+    line: str = ""
+    """`file:line`, of accesses that the session has found."""
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,9 @@ def _find_accesses(
             tick, cpu = int(row["tick"]), int(row.get("cpu") or 0)
             text = f"0x{number(row.get('addr')) or 0:x} {arrow} {_value(row.get('value'))}"
             symbol = panels.printable(str(row.get("symbol") or ""))
-            hits.append(Hit(tick, cpu, told.lanes.letter_of(cpu, tick), kind, text, symbol))
+            line = panels.printable(str(row.get("line") or ""))
+            letter = told.lanes.letter_of(cpu, tick)
+            hits.append(Hit(tick, cpu, letter, kind, text, symbol, line))
     if answer.get("more"):
         meaning += "; there are more than the session lists"
     return meaning, hits, problem

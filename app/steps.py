@@ -55,6 +55,7 @@ class Step:
     data: str
     text: str
     symbol: str
+    line: str
     order: str
     letter: str
     changed: tuple[tuple[str, int, int], ...]
@@ -102,7 +103,8 @@ def _step(row: Mapping[str, Any], flags: Sequence[tuple[int, int]]) -> Step:
     return Step(
         int(row["tick"]), int(row["cpu"]), number(row.get("nip")) or 0,
         " ".join(re.findall("..", str(row.get("bytes", "")))), printable(str(row.get("text", ""))),
-        printable(str(row.get("symbol", ""))), "LE" if row.get("le") else "BE",
+        printable(str(row.get("symbol", ""))), printable(str(row.get("line", ""))),
+        "LE" if row.get("le") else "BE",
         stage_letter(stage_id(str(row.get("stage", "")))), tuple(changed), touches,
         any(_overlaps(touch, flags) for touch in touches),
     )  # fmt: skip
@@ -122,7 +124,7 @@ def _overlaps(touch: Touch, flags: Sequence[tuple[int, int]]) -> bool:
 
 @dataclass(frozen=True)
 class RanLine:
-    """One line of the listing: an instruction, or the name of the function before it."""
+    """One line of the listing: an instruction, or before it a function or a source line."""
 
     tick: int
     addr: str
@@ -135,6 +137,8 @@ class RanLine:
     """`*` just ran, `=>` is next, else empty."""
     flag: bool = False
     head: bool = False
+    source: str = ""
+    """`file:line` of the instructions below."""
 
     @property
     def margin(self) -> str:
@@ -144,6 +148,8 @@ class RanLine:
     @property
     def text_lines(self) -> tuple[str, ...]:
         """As text of at most 75 columns; a comment that does not fit stands below."""
+        if self.source:
+            return (self.source,)
         if self.head:
             return (f"{self.addr} <{self.symbol}>: {self.order}",)
         start = f"{self.margin}{self.addr:>10}:  {self.data}  "
@@ -161,21 +167,25 @@ def listing(
 ) -> tuple[RanLine, ...]:
     """Lay out what one CPU ran and will run round a tick, in objdump's form.
 
-    A line with the function's name comes first, and again wherever function or byte order change.
+    A line with the function's name comes first, and again wherever function or byte order change;
+    then the source line, where it is known, and again wherever that changes.
     """
     own = [row for row in rows if row.cpu == cpu]
     past, later = [r for r in own if r.tick <= tick], [r for r in own if r.tick > tick]
     shown = past[-back:] + later[:on]
     out: list[RanLine] = []
-    place = None
+    place, line = None, ""
     for row in shown:
         name = row.symbol.split("+")[0]
         if (name, row.order) != place:
-            place = (name, row.order)
+            place, line = (name, row.order), ""
             title = row.symbol.split("/")[0].removesuffix("+0x0") or f"0x{row.nip:x}"
             out.append(
                 RanLine(row.tick, f"{row.nip:016x}", "", "", "", title, row.order, "", head=True)
             )
+        if row.line and row.line != line:
+            line = row.line
+            out.append(RanLine(row.tick, "", "", "", "", "", "", "", source=line))
         mark = "*" if past and row is past[-1] and row.tick == tick else ""
         mark = "=>" if later and row is later[0] else mark
         out.append(

@@ -102,19 +102,21 @@ def _cpu_lines(row: Json) -> Iterator[str]:
     yield from fit(msr, indent=6)
     for label, registers in block.rows:
         yield f"{label} {' '.join(register.value for register in registers)}"
-    yield from fit(f"NIP [{value['nip']}] {_place(value['nip'], block.symbol)}")
-    yield from fit(f"LR [{value['lr']}] {_place(value['lr'], block.lr_symbol)}")
+    yield from fit(f"NIP [{value['nip']}] {_place(value['nip'], block.symbol, block.line)}")
+    yield from fit(f"LR [{value['lr']}] {_place(value['lr'], block.lr_symbol, block.lr_line)}")
 
 
-def _place(address: str, symbol: str) -> str:
-    return symbol or f"0x{int(address, 16):x}"
+def _place(address: str, symbol: str, line: str) -> str:
+    return (symbol or f"0x{int(address, 16):x}") + (f" ({line})" if line else "")
 
 
 def _code_lines(listing: list[Json], nip: str) -> Iterator[str]:
     if listing:
         yield "code"
     for line in code_lines(listing, nip):
-        if line.text:
+        if line.source:
+            yield line.source
+        elif line.text:
             yield from fit(f"{'=>' if line.next else '  '} {line.addr}: {line.data}  {line.text}")
         else:
             yield from fit(f"{line.addr} <{line.symbol}>: {line.order}")

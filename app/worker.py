@@ -61,7 +61,7 @@ QUEUES = {"record": "bootflow", "explore": "bootflow-explore"}
 LOCK_NAME = "worker.lock"
 MAX_ATTEMPTS = 2
 _CANCEL_SECONDS = 3.0
-STRANGER = SpecLimits(mem_bytes=4 << 30, limit_ticks=8_000_000_000, image_bytes=256 << 20)
+STRANGER = SpecLimits(mem_bytes=4 << 30, limit_ticks=8_000_000_000, image_bytes=512 << 20)
 """What the trace of a stranger may ask for; no more than the form lets anyone ask."""
 
 

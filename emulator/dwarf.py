@@ -22,8 +22,10 @@ import numpy.typing as npt
 
 MAX_UNITS: Final = 200_000
 """A kernel has 3,000."""
-MAX_FILES: Final = 20_000
-"""Files of one unit, and directories; units of a kernel have up to 1,500."""
+MAX_FILES: Final = 4096
+"""Files of one unit, and directories; those of Debian's kernel have up to 408."""
+MAX_TABLE_BYTES: Final = 1 << 18
+"""All names of one table; Debian's kernel has up to 4 KB."""
 MAX_NAME_BYTES: Final = 4096
 """PATH_MAX"""
 _MAX_LEB_BYTES: Final = 10
@@ -52,6 +54,8 @@ class _Cursor:
 
     def __init__(self, data: memoryview, at: int, end: int, order: str) -> None:
         self.data, self.at, self.end, self.order = data, at, end, order
+        self.left = MAX_TABLE_BYTES
+        """What strings may still take."""
 
     def take(self, size: int) -> int:
         """Step over `size` bytes; where they began."""
@@ -85,18 +89,18 @@ class _Cursor:
 
     def string(self) -> bytes:
         """A string that ends with a zero byte."""
-        text = string_at(self.data[: self.end], self.at)
+        text = self.string_in(self.data[: self.end], self.at)
         self.take(len(text) + 1)
         return text
 
-
-def string_at(data: memoryview, at: int) -> bytes:
-    """The string at an offset of a section."""
-    piece = bytes(data[at : at + MAX_NAME_BYTES]) if 0 <= at < len(data) else b""
-    text, zero, _ = piece.partition(b"\0")
-    if not zero:
-        raise DamagedDwarf(f"a string without end at {at:#x}")
-    return text
+    def string_in(self, data: memoryview, at: int) -> bytes:
+        """The string at an offset of a section."""
+        piece = bytes(data[at : at + MAX_NAME_BYTES]) if at < len(data) else b""
+        text, zero, _ = piece.partition(b"\0")
+        self.left -= len(text)
+        if not zero or self.left < 0:
+            raise DamagedDwarf(f"a string without end at {at:#x}")
+        return text
 
 
 @dataclass(frozen=True)
@@ -237,7 +241,7 @@ def _value(
     cursor: _Cursor, kind: int, offset_bytes: int, strings: Mapping[int, memoryview]
 ) -> int | bytes:
     if kind in strings:
-        return string_at(strings[kind], cursor.number(offset_bytes))
+        return cursor.string_in(strings[kind], cursor.number(offset_bytes))
     if kind == _STRING:
         return cursor.string()
     if kind == _UDATA:

@@ -382,6 +382,7 @@ def _registers(value: Any) -> Json:
 _ADDR = _optional(_hex64)
 _SIZE = _number(0, 1 << 50)
 _SYMBOL = Field("symbol", _optional(_text(256)), "")
+_LINE = Field("line", _text(80), "")
 _STAGE = Field("stage", _word, "")
 _PLACE = (Field("addr", _ADDR, None), Field("size", _optional(_SIZE), None))
 
@@ -418,7 +419,7 @@ PLACEMENT = _object(
 
 _CODE = _object(
     Field("addr", _hex64), Field("bytes", _hex_bytes), Field("text", _text(256)), _SYMBOL,
-    Field("le", _flag, False),
+    Field("le", _flag, False), _LINE,
 )  # fmt: skip
 _FLAG = _object(
     Field("name", _text(256)), Field("addr", _hex64), Field("size", _number(1, 16)),
@@ -426,10 +427,11 @@ _FLAG = _object(
 )  # fmt: skip
 _CPU_STATE = _object(
     Field("cpu", _CPU), Field("registers", _registers), _STAGE, Field("stage_letter", _word, ""),
-    _SYMBOL, Field("lr_symbol", _text(256), ""), Field("parked", _flag, False),
+    _SYMBOL, Field("lr_symbol", _text(256), ""), Field("parked", _flag, False), _LINE,
+    Field("lr_line", _text(80), ""),
 )  # fmt: skip
 _STEP = (
-    Field("tick", _TICK), Field("cpu", _CPU), Field("nip", _hex64, ""), _SYMBOL, _STAGE,
+    Field("tick", _TICK), Field("cpu", _CPU), Field("nip", _hex64, ""), _SYMBOL, _LINE, _STAGE,
     Field("text", _text(256), ""), Field("bytes", _hex_bytes, ""), Field("le", _flag, False),
     Field("changed", _map(re.compile(r"[a-z0-9]{1,8}\Z"), _list(_hex_long, 2), 256), {}),
 )  # fmt: skip
@@ -439,10 +441,10 @@ _ACCESS = (
 )  # fmt: skip
 _HIT = (
     Field("found", _flag, True), Field("tick", _optional(_TICK), None),
-    Field("cpu", _optional(_CPU), None), _SYMBOL, *_ACCESS,
+    Field("cpu", _optional(_CPU), None), _SYMBOL, _LINE, *_ACCESS,
 )  # fmt: skip
 _LINK = _object(
-    Field("what", _text(64)), Field("tick", _optional(_TICK), None), *_PLACE, _SYMBOL,
+    Field("what", _text(64)), Field("tick", _optional(_TICK), None), *_PLACE, _SYMBOL, _LINE,
     Field("cpu", _optional(_CPU), None), Field("text", _optional(_text(1024)), ""),
     Field("register", _optional(_text(16)), None), Field("value", _optional(_hex_long), None),
 )  # fmt: skip

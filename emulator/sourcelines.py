@@ -89,7 +89,7 @@ class SourceLines:
         self._elf = elf
         self._section_addr = section_addr
         self._rows: dict[int, tuple[_U64, _I64]] = {}
-        self._files: dict[int, tuple[str, ...]] = {}
+        self._files: dict[int, Files] = {}
         self._lines: dict[int, str] = {}
 
     @property
@@ -129,10 +129,8 @@ class SourceLines:
         if at < 0:
             return ""
         file, line = rows[at].tolist()
-        names = self._names(unit)
-        if not 0 <= file < len(names) or not names[file]:
-            return ""
-        return f"{names[file]}:{line if 0 < line <= MAX_LINE else '?'}"
+        path = self._path(self._table(unit), file)
+        return path and f"{path}:{line if 0 < line <= MAX_LINE else '?'}"
 
     # --- the index ------------------------------------------------------------------------------
 
@@ -206,25 +204,25 @@ class SourceLines:
             self._rows[index] = addrs, np.ascontiguousarray(rows[:, 1:])
         return self._rows[index]
 
-    def _names(self, unit: LineUnit) -> tuple[str, ...]:
-        """The files of a unit as they are shown, by number."""
+    def _table(self, unit: LineUnit) -> Files:
+        """The directories and files of a unit."""
         if unit.at not in self._files:
             _make_room(self._files, MAX_KEPT - 1)
             try:
                 files = read_files(unit, self._data, self._elf.order, self._strings)
-                self._files[unit.at] = self._shown(files)
             except DamagedDwarf:
-                self._files[unit.at] = ()
+                files = Files((), ())
+            self._files[unit.at] = files
         return self._files[unit.at]
 
-    def _shown(self, table: Files) -> tuple[str, ...]:
-        top = table.directories[0] if table.directories else b""
-        base = _text(top) or self._compiled_in
-        directories = ["", *(_text(name) for name in table.directories[1:])]
-        return tuple(
-            shown_path(_text(name), directories[at] if at < len(directories) else "", base)
-            for name, at in table.files
-        )
+    def _path(self, table: Files, file: int) -> str:
+        """A file of a unit as it is shown, "" if there is no such file."""
+        if not 0 <= file < len(table.files):
+            return ""
+        name, at = table.files[file]
+        base = _text(table.directories[0]) or self._compiled_in if table.directories else ""
+        inside = _text(table.directories[at]) if 0 < at < len(table.directories) else ""
+        return shown_path(_text(name), inside, base)
 
     @cached_property
     def _compiled_in(self) -> str:
