@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numba
 import numpy as np
-import numpy.typing as npt
+
+from emulator.compiled import njit
 
 MAX_UNITS: Final = 200_000
 """A kernel has 3,000."""
@@ -40,9 +40,6 @@ _OTHER_FIXED: Final = {0x01: 8, 0x0C: 1, 0x11: 1, 0x12: 2, 0x13: 4, 0x14: 8, 0x1
 """DW_FORM_addr, flag, ref1 to ref8, flag_present, ref_sig8 -> bytes."""
 _ULEBS: Final = (0x0F, 0x15, 0x1A, 0x1B, 0x22, 0x23)
 """DW_FORM_udata, ref_udata, strx, addrx, loclistx, rnglistx."""
-
-njit: Any = numba.njit  # it ships no types
-_I64 = npt.NDArray[np.int64]
 
 
 class DamagedDwarf(ValueError):

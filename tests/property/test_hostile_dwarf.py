@@ -14,11 +14,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numba
 import numpy as np
 import pytest
 
-from emulator import dwarf, sourcelines
+from emulator import compiled, dwarf, sourcelines
 from emulator.elf import ElfFile, read_elf
 from emulator.errors import ImageError
 
@@ -34,9 +33,9 @@ TELLING = (b"\0", b"\1", b"\x7f", b"\x80", b"\xff", b"\xff" * 8, b"\0" * 8, b"\x
 @pytest.fixture(scope="module", autouse=True)
 def with_bounds_checks() -> Iterator[None]:
     """Run a copy of the compiled code that checks every index."""
-    plain = numba.njit
+    plain = compiled.njit
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numba, "njit", lambda **_: plain(boundscheck=True))
+        patch.setattr(compiled, "njit", lambda **_: plain(boundscheck=True))
         spec = importlib.util.spec_from_file_location("checked_dwarf", dwarf.__file__)
         assert spec is not None
         assert spec.loader is not None
