@@ -458,17 +458,17 @@ def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
 
 
 @main.command("fetch-debian")
+@click.option("--debug-symbols", is_flag=True, help="The same kernel with DWARF too: 720 MB more.")
 @_json_option
-def fetch_debian(as_json: bool) -> None:
+def fetch_debian(debug_symbols: bool, as_json: bool) -> None:
     """Fetch Debian's ppc64el kernel and kexec into the cache; print where they are."""
     from app import debian
 
-    pair = debian.fetch_debian(say=lambda line: click.echo(line, err=True))
+    made = debian.fetched(debug_symbols, say=lambda line: click.echo(line, err=True))
     if as_json:
-        _print_json({"vmlinux": str(pair.vmlinux), "kexec": str(pair.kexec)})
+        _print_json({name: str(path) for name, path, _ in made})
     else:
-        click.echo(f"vmlinux: {pair.vmlinux} ({pair.kernel_package})")
-        click.echo(f"kexec: {pair.kexec} ({pair.kexec_package})")
+        _print(f"{name}: {path} ({package})" for name, path, package in made)
 
 
 @main.command()

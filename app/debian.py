@@ -2,7 +2,8 @@
 
 What it is: `bootflow fetch-debian`, the only command that downloads anything. apt reads this
 machine's sources and keys, but keeps its lists and downloads in the cache; nothing is installed
-and the system's package state is not touched. apt checks every signature and checksum.
+and the system's package state is not touched. apt checks every signature and checksum. On request
+the same kernel with its DWARF comes too, out of a package of 700 MB.
 What it is not: a pin. The archive moves on, so the manifest records which versions were found.
 Source: apt-get(8), apt-cache(8), dpkg-deb(1); the kernel's package is a dependency of
 linux-image-powerpc64le.
@@ -30,6 +31,7 @@ KEXEC_PACKAGE = "kexec-tools"
 MANIFEST = "manifest.json"
 UPDATE_SECONDS = 300
 DOWNLOAD_SECONDS = 600
+DEBUG_SECONDS = 3600
 
 
 class FetchError(BootflowError):
@@ -117,6 +119,62 @@ def fetch_debian(
     return found
 
 
+def fetch_debug_kernel(
+    pair: DebianPair,
+    cache_dir: Path | None = None,
+    *,
+    say: Callable[[str], None] = lambda line: None,
+) -> Path:
+    """Return the pair's kernel with its DWARF, downloading it first if it is not there (720 MB).
+
+    Args:
+        pair: what `fetch_debian` returned; the debug symbols are those of exactly its version.
+        cache_dir: the cache folder; default_cache_dir() if None.
+        say: told each step, one line each.
+
+    Raises:
+        FetchError: the archive has no debug symbols of that version, or it cannot be reached.
+    """
+    package, _, version = pair.kernel_package.partition(" ")
+    folder = _pair_dir(cache_dir).parent / f"debian-{ARCHITECTURE}-debug"
+    path = folder / f"{package}_{version}" / pair.vmlinux.name
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
+            work = Path(name)
+            options = _apt_options(work)
+            say(f"apt: reading the lists for {ARCHITECTURE}")
+            _run(["apt-get", *options, "update"], work, UPDATE_SECONDS)
+            say(f"apt: downloading {package}-dbg, 700 MB")
+            archive = _download(f"{package}-dbg={version}", options, work, DEBUG_SECONDS)
+            ready = work / "ready"
+            ready.mkdir()
+            _unpack(archive, r"(\./)?usr/lib/debug/boot/vmlinux-[^/]+\Z", ready)
+            if path.parent.exists():
+                shutil.rmtree(path.parent)
+            ready.rename(path.parent)
+    except OSError as exc:
+        raise FetchError(
+            f"{folder}: {exc.strerror or exc}",
+            hint="Set BOOTFLOW_CACHE to a folder that can be written and has 1.2 GB free.",
+        ) from exc
+    return path
+
+
+def fetched(debug_symbols: bool, *, say: Callable[[str], None]) -> list[tuple[str, Path, str]]:
+    """Fetch what is asked for: (what it is, where, package and version) of each file."""
+    pair = fetch_debian(say=say)
+    made = [
+        ("vmlinux", pair.vmlinux, pair.kernel_package), ("kexec", pair.kexec, pair.kexec_package)
+    ]  # fmt: skip
+    if debug_symbols:
+        path = fetch_debug_kernel(pair, say=say)
+        made.append(("debug vmlinux", path, "-dbg ".join(pair.kernel_package.split(" ", 1))))
+    return made
+
+
 def _pair_dir(cache_dir: Path | None) -> Path:
     return (cache_dir or default_cache_dir()) / f"debian-{ARCHITECTURE}"
 
@@ -181,9 +239,11 @@ def _kernel_package(depends: str) -> str | None:
     return match[1] if match else None
 
 
-def _download(package: str, options: list[str], work: Path) -> Path:
+def _download(
+    package: str, options: list[str], work: Path, seconds: int = DOWNLOAD_SECONDS
+) -> Path:
     before = set(work.glob("*.deb"))
-    done = _run(["apt-get", *options, "download", package], work, DOWNLOAD_SECONDS)
+    done = _run(["apt-get", *options, "download", package], work, seconds)
     new = sorted(set(work.glob("*.deb")) - before)
     if done.returncode != 0 or len(new) != 1:
         raise FetchError(

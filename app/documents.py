@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from app import moments, pages
+from app import pages
 
 FORMAT_VERSION = 1
 
@@ -83,7 +83,7 @@ def _moment_document(page: pages.RunPage) -> dict[str, Any]:
         "low_memory_write_ticks": ticks,
         "disassembly": moment.state.get("disassembly", {}),
         "steps": moment.window.get("steps", []),
-        "selected": _selected_document(moment.selected) if moment.selected else None,
+        "selected": _placed(moment.selected) if moment.selected else None,
         "moves": dataclasses.asdict(moment.moves),
         "problem": moment.problem,
     }
@@ -91,13 +91,11 @@ def _moment_document(page: pages.RunPage) -> dict[str, Any]:
 
 def _placed(row: Any) -> dict[str, Any]:
     """Return a dataclass as an object, with "line" only where the source line is known."""
-    made = dataclasses.asdict(row)
-    return {key: value for key, value in made.items() if key != "line" or value}
 
+    def known(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in pairs if key != "line" or value}
 
-def _selected_document(selected: moments.Selected) -> dict[str, Any]:
-    chain = [_placed(link) for link in selected.chain]
-    return {**dataclasses.asdict(selected), "chain": chain}
+    return dataclasses.asdict(row, dict_factory=known)
 
 
 def _wait_document(page: pages.WaitPage) -> dict[str, Any]:
@@ -145,6 +143,6 @@ def _compare_document(page: Any) -> dict[str, Any]:
     return {
         "a": _head_document(page.a.head),
         "b": _head_document(page.b.head),
-        **dataclasses.asdict(page.difference),
+        **_placed(page.difference),
         "problem": page.problem,
     }

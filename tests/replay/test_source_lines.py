@@ -26,6 +26,7 @@ class Recorded:
     """A run of the sample pair with -g, and its page."""
 
     client: FlaskClient
+    index: Index
     pool: SessionPool
     path: Path
     run_id: str
@@ -68,7 +69,8 @@ def recorded(
         index.set_status(run.id, "finished", word="STAYS")
         app = create_app(
             {
-                "DATA_DIR": data, "QUERY": lambda run_id, asked: pool.query(run_id, path, asked),
+                "DATA_DIR": data,
+                "QUERY": lambda name, asked: pool.query(name, trace_path(data, name), asked),
                 "ENQUEUE": lambda run_id: None, "CANCEL": lambda run_id: None,
             }
         )  # fmt: skip
@@ -77,7 +79,7 @@ def recorded(
             placement = reader.placement
         kernel = {at - BASE: line for at, line in expected(f"kernel-{order}.elf").items()}
         yield Recorded(
-            app.test_client(), pool, path, run.id, kernel, expected(f"purgatory-{order}.ro"),
+            app.test_client(), index, pool, path, run.id, kernel, expected(f"purgatory-{order}.ro"),
             placement, stages,
         )  # fmt: skip
         app.extensions["bootflow.index"].close()
@@ -166,3 +168,24 @@ def test_the_command_line_shows_it(recorded: Recorded) -> None:
     assert all(len(line) <= 75 for line in shown.stdout.splitlines())
     said = CliRunner().invoke(cli.main, ["show", str(recorded.path), "--tick", tick, "--json"])
     assert json.loads(said.stdout)["cpus"][0]["line"].startswith("src/purgatory.S:")
+
+
+def test_a_comparison_shows_it(recorded: Recorded, tmp_path: Path) -> None:
+    """Two hand-offs that part at the decision: the line of the code where they do."""
+    index, run = recorded.index, recorded.index.get(recorded.run_id)
+    other, _ = index.add(spec=run.spec | {"mode": "load"}, files={}, title="moves")
+    path = trace_path(index.data_dir, other.id)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TraceReader(recorded.path) as reader:
+        names = reader.images()
+    images = [ImageFile(role, role, data) for role, data in names.items()]
+    recorded.pool.record(other.id, path, run.spec | {"mode": "load"}, images)
+    index.set_status(other.id, "finished", word="MOVES")
+    base = f"/t/{recorded.run_id}..{other.id}"
+    page = recorded.client.get(f"{base}/").get_data(as_text=True)
+    text = recorded.client.get(f"{base}.txt").get_data(as_text=True)
+    document = recorded.client.get(f"{base}.json").get_json()
+    line = document["divergence"]["a"][0]["line"]
+    assert re.match(r"src/(kernel|purgatory)\.S:\d+$", line)
+    assert f"A {line}\n" in text
+    assert f'<span class="sl">{line}</span>' in page

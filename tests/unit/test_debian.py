@@ -3,14 +3,23 @@
 import io
 import json
 import os
+import re
 import sys
 import tarfile
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from app import debian
-from app.debian import FetchError, default_cache_dir, fetch_debian, find_debian_pair
+from app.cli import main
+from app.debian import (
+    FetchError,
+    default_cache_dir,
+    fetch_debian,
+    fetch_debug_kernel,
+    find_debian_pair,
+)
 
 KERNEL = "linux-image-6.1.0-99-powerpc64le"
 APT_GET = """
@@ -18,7 +27,7 @@ words = sys.argv[1:]
 log.write(" ".join(["apt-get", *words]) + "\\n")
 if words[-1] == "update":
     sys.exit(0)
-name = words[-1]
+name = words[-1].split("=")[0]
 if os.environ.get("NO_NETWORK"):
     sys.exit("E: Failed to fetch " + name)
 pathlib.Path(name + "_1_ppc64el.deb").write_text(name)
@@ -61,6 +70,41 @@ def fake_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(tools), prepend=os.pathsep)
     monkeypatch.setenv("TARS", str(tmp_path))
     return tmp_path
+
+
+def test_debug_symbols_are_those_of_the_same_version(fake_apt: Path) -> None:
+    write_tar(
+        fake_apt / f"{KERNEL}-dbg.tar",
+        {"./usr/lib/debug/boot/vmlinux-6.1": b"a kernel with DWARF", "./usr/lib/more": b"x"},
+    )
+    cache = fake_apt / "cache"
+    pair = fetch_debian(cache)
+    said: list[str] = []
+    path = fetch_debug_kernel(pair, cache, say=said.append)
+    assert path.read_bytes() == b"a kernel with DWARF"
+    assert path.name == pair.vmlinux.name
+    assert f"download {KERNEL}-dbg=1-2\n" in (fake_apt / "log").read_text()
+    assert len(said) == 2
+    before = (fake_apt / "log").read_text()
+    assert fetch_debug_kernel(pair, cache) == path
+    assert (fake_apt / "log").read_text() == before
+    assert find_debian_pair(cache) == pair
+
+
+def test_debug_symbols_come_on_request_only(
+    fake_apt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BOOTFLOW_CACHE", str(fake_apt / "cache"))
+    shown = CliRunner().invoke(main, ["fetch-debian", "--json"])
+    assert set(json.loads(shown.stdout)) == {"vmlinux", "kexec"}
+    assert "-dbg" not in (fake_apt / "log").read_text()
+    write_tar(fake_apt / f"{KERNEL}-dbg.tar", {"./usr/lib/debug/boot/vmlinux-6.1": b"DWARF"})
+    shown = CliRunner().invoke(main, ["fetch-debian", "--debug-symbols"])
+    assert shown.exit_code == 0
+    found = re.search(r"^debug vmlinux: (\S+) \((.*)\)$", shown.stdout, re.M)
+    assert found is not None
+    assert Path(found[1]).read_bytes() == b"DWARF"
+    assert found[2] == f"{KERNEL}-dbg 1-2"
 
 
 def test_fetches_once_and_remembers_versions(fake_apt: Path) -> None:
