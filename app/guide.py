@@ -172,6 +172,7 @@ LEGEND = (
     "Hatched: a CPU in the hold loop. A torn edge folds a long loop. + after a name: several "
     "stages too narrow to show apart.",
     "Low memory: the letter right of a row is the stage that wrote the byte last.",
+    "file:line above instructions: where the image has DWARF, as objdump -dl writes it.",
 )
 
 

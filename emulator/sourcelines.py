@@ -2,7 +2,8 @@
 
 What it is: the sections (packed, or relocated for an ET_REL purgatory), an index of all sequences
 of instructions in .debug_line, made once, and the rows of those that are asked about. It needs no
-.debug_aranges, which clang does not write, and nothing of .debug_info, the bulk of a debug kernel.
+.debug_aranges, which clang does not write, and of .debug_info, the bulk of a debug kernel, only
+where it was compiled, and that before DWARF 5.
 What it is not: source text, or inlined functions. Hostile DWARF costs its lines, never an answer:
 memory is bounded by the constants below, time by the bytes of .debug_line.
 Source: DWARF 5, 6.2; gABI (SHF_COMPRESSED); 64-bit PowerPC ELF ABI (R_PPC64_ADDR32, ADDR64). The
@@ -46,6 +47,8 @@ MAX_LINE_BYTES: Final = 128 << 20
 """Of .debug_line, unpacked; Debian's kernel has 20 MB."""
 MAX_PACKED_BYTES: Final = 64 << 20
 """What another section may unpack to."""
+MAX_PART_BYTES: Final = 1 << 20
+"""How much is unpacked of sections that only the beginning is read of."""
 MAX_SEQUENCES: Final = 1 << 20
 """32 MB; Debian's kernel has 4,096."""
 MAX_UNIT_SEQUENCES: Final = 1 << 16
@@ -98,8 +101,8 @@ class SourceLines:
         return self._section("debug_line") is not None
 
     def prepare(self) -> None:
-        """Make the index now, so that forks of this process have it."""
-        _ = self._sequences
+        """Make the index, and unpack what is packed, so that forks of this process have it."""
+        _ = self._sequences, self._strings, self._compiled_in
 
     def line_of(self, addr: int) -> str:
         """`arch/powerpc/kernel/head_64.S:123` of a link address; `file:?` if the line is 0."""
@@ -230,8 +233,8 @@ class SourceLines:
         if self._elf.type == ET_REL:
             return ""
         try:
-            info = self._bytes("debug_info", MAX_PACKED_BYTES)
-            abbrev = self._bytes("debug_abbrev", MAX_PACKED_BYTES)
+            info = self._bytes("debug_info", MAX_PART_BYTES, part=True)
+            abbrev = self._bytes("debug_abbrev", MAX_PART_BYTES, part=True)
             return _text(compilation_dir(info, abbrev, self._elf.order, self._strings))
         except DamagedDwarf:
             return ""
@@ -252,8 +255,13 @@ class SourceLines:
     def _section(self, name: str) -> Section | None:
         return self._elf.find_section(f".{name}") or self._elf.find_section(f".z{name}")
 
-    def _bytes(self, name: str, most: int) -> memoryview:
+    def _bytes(self, name: str, most: int, *, part: bool = False) -> memoryview:
         """The bytes of a debug section, unpacked if they are packed.
+
+        Args:
+            name: without the dot.
+            most: what it may unpack to, or with `part` how much of it is wanted.
+            part: a part is enough.
 
         Raises:
             DamagedDwarf: it is not there, too large, or does not unpack.
@@ -263,9 +271,9 @@ class SourceLines:
             raise DamagedDwarf(f"no .{name}")
         data = self._elf.section_bytes(section)
         if section.flags & _SHF_COMPRESSED:
-            return memoryview(_unpack(data, self._elf.order, most))
+            return memoryview(_unpack(data, self._elf.order, most, part=part))
         if section.name.startswith(".z"):
-            return memoryview(_unpack_gnu(data, most))
+            return memoryview(_unpack_gnu(data, most, part=part))
         if name == "debug_line" and len(data) > most:
             raise DamagedDwarf(f"{section.name} has {len(data)} bytes")
         return data
@@ -354,33 +362,37 @@ def _make_room(kept: dict[int, Any], most: int) -> None:
         del kept[next(iter(kept))]
 
 
-def _unpack(data: memoryview, order: str, most: int) -> bytes:
+def _unpack(data: memoryview, order: str, most: int, *, part: bool) -> bytes:
     """A section with SHF_COMPRESSED: Elf64_Chdr, then zlib or zstd."""
     if len(data) < 24:
         raise DamagedDwarf("a packed section without its header")
     kind, _, size, _ = struct.unpack_from(order + "IIQQ", data, 0)
-    if size > most:
-        raise DamagedDwarf(f"a section that unpacks to {size} bytes")
+    size = _wanted(size, most, part=part)
     if kind == _ELFCOMPRESS_ZLIB:
         return _inflate(data[24:], size)
     if kind != _ELFCOMPRESS_ZSTD:
         raise DamagedDwarf(f"a section packed by method {kind}")
     try:
-        engine = zstandard.ZstdDecompressor(max_window_size=most)
+        engine = zstandard.ZstdDecompressor(max_window_size=MAX_LINE_BYTES)
         with engine.stream_reader(data[24:]) as reader:
             return reader.read(size)
     except zstandard.ZstdError as exc:
         raise DamagedDwarf(f"a section that does not unpack ({exc})") from exc
 
 
-def _unpack_gnu(data: memoryview, most: int) -> bytes:
+def _unpack_gnu(data: memoryview, most: int, *, part: bool) -> bytes:
     """A .zdebug_ section of older tools: "ZLIB", the size, big-endian, then zlib."""
     if len(data) < 12 or bytes(data[:4]) != b"ZLIB":
         raise DamagedDwarf("a .zdebug section without its header")
-    size = struct.unpack_from(">Q", data, 4)[0]
-    if size > most:
-        raise DamagedDwarf(f"a section that unpacks to {size} bytes")
+    size = _wanted(struct.unpack_from(">Q", data, 4)[0], most, part=part)
     return _inflate(data[12:], size)
+
+
+def _wanted(size: int, most: int, *, part: bool) -> int:
+    """How much of a section of `size` bytes is unpacked."""
+    if size > most and not part:
+        raise DamagedDwarf(f"a section that unpacks to {size} bytes")
+    return min(size, most)
 
 
 def _inflate(data: memoryview, size: int) -> bytes:

@@ -254,7 +254,8 @@ def test_the_directory_of_the_compilation_is_found_before_dwarf_5() -> None:
     elf = elf_of("be-4.elf")
     lines = SourceLines(elf)
     assert lines._compiled_in == "/build/sample"
-    for name in ("be-2.elf", "le-3.elf", "be-5.elf", "be-5-64.elf"):
+    packed = [f"be-5-{name}.elf" for name in ("zlib", "zstd", "gnu")]
+    for name in ("be-2.elf", "le-3.elf", "be-5.elf", "be-5-64.elf", *packed):
         assert SourceLines(elf_of(name))._compiled_in == "/build/sample"
     assert SourceLines(elf_of("rel-be.ro"), {})._compiled_in == ""
     with pytest.raises(DamagedDwarf):
