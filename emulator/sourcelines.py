@@ -52,6 +52,9 @@ MAX_PART_BYTES: Final = 1 << 20
 MAX_SEQUENCES: Final = 1 << 20
 """32 MB; Debian's kernel has 4,096."""
 MAX_UNIT_SEQUENCES: Final = 1 << 16
+MAX_RELOCATIONS: Final = 1 << 20
+"""Of one table; kexec-tools' purgatory with -g has a hundred."""
+MAX_RELA_SECTIONS: Final = 4
 MAX_ROWS: Final = 1 << 20
 """Of one sequence, 24 MB."""
 MAX_KEPT: Final = 64
@@ -180,11 +183,12 @@ class SourceLines:
         else:
             headers = self._elf.program_headers
             placed = [(h.vaddr, h.mem_bytes) for h in headers if h.type == PT_LOAD]
-        inside = np.zeros(len(starts), np.bool_)
-        for lo, size in placed:
-            if size and lo + size < 1 << 64:
-                inside |= (starts >= np.uint64(lo)) & (ends <= np.uint64(lo + size))
-        return inside
+        known = sorted((lo, lo + size) for lo, size in placed if size and lo + size < 1 << 64)
+        if not known:
+            return np.zeros(len(starts), np.bool_)
+        bounds = np.array(known, np.uint64)
+        at = np.searchsorted(bounds[:, 0], starts, side="right") - 1
+        return np.asarray((at >= 0) & (ends <= np.maximum.accumulate(bounds[:, 1])[at]))
 
     def _run(self, unit: LineUnit, at: int, rows: _I64, sequences: _I64) -> tuple[int, int]:
         header = np.array([*unit.header, self._elf.big_endian], np.int64)
@@ -280,9 +284,9 @@ class SourceLines:
 
     def _relocated(self, data: bytearray, section: Section) -> bytearray:
         """Apply the relocations of a debug section of an ET_REL file, in place."""
-        for table in self._elf.sections:
-            if table.type == SHT_RELA and table.info == section.index:
-                self._relocate(data, table)
+        tables = [s for s in self._elf.sections if s.type == SHT_RELA and s.info == section.index]
+        for table in tables[:MAX_RELA_SECTIONS]:
+            self._relocate(data, table)
         return data
 
     def _relocate(self, data: bytearray, table: Section) -> None:
@@ -291,7 +295,7 @@ class SourceLines:
             return
         rela = np.dtype([("at", order + "u8"), ("info", order + "u8"), ("addend", order + "u8")])
         raw = self._elf.section_bytes(table)
-        rows = np.frombuffer(raw[: len(raw) // 24 * 24], rela)
+        rows = np.frombuffer(raw[: min(len(raw) // 24, MAX_RELOCATIONS) * 24], rela)
         values = self._symbol_values(sections[table.link])
         kinds, symbols = rows["info"] & np.uint64(0xFFFFFFFF), rows["info"] >> np.uint64(32)
         out = np.frombuffer(data, np.uint8)
