@@ -16,6 +16,7 @@ import posixpath
 import struct
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
@@ -53,7 +54,7 @@ MAX_SEQUENCES: Final = 1 << 20
 """32 MB; Debian's kernel has 4,096."""
 MAX_UNIT_SEQUENCES: Final = 1 << 16
 MAX_RELOCATIONS: Final = 1 << 20
-"""Of one table; kexec-tools' purgatory with -g has a hundred."""
+"""Of one table."""
 MAX_RELA_SECTIONS: Final = 4
 MAX_ROWS: Final = 1 << 20
 """Of one sequence, 24 MB."""
@@ -83,6 +84,16 @@ def source_lines(elf: ElfFile, section_addr: Mapping[int, int] | None = None) ->
     return found if found.present else None
 
 
+@dataclass(frozen=True)
+class _Unit:
+    """A unit that was asked about."""
+
+    unit: LineUnit
+    files: Files
+    paths: dict[int, str]
+    """Number of a file -> how it is shown."""
+
+
 class SourceLines:
     """Lines of one ELF file at its link addresses; `line_of` never raises.
 
@@ -95,7 +106,7 @@ class SourceLines:
         self._elf = elf
         self._section_addr = section_addr
         self._rows: dict[int, tuple[_U64, _I64]] = {}
-        self._files: dict[int, Files] = {}
+        self._units: dict[int, _Unit] = {}
         self._lines: dict[int, str] = {}
 
     @property
@@ -127,15 +138,15 @@ class SourceLines:
         return ""
 
     def _row(self, index: int, addr: int, place: _I64) -> str:
-        unit = next(units(self._data, self._elf.order, int(place[1])), None)
-        if unit is None:
+        known = self._unit(int(place[1]))
+        if known is None:
             return ""
-        addrs, rows = self._sequence(index, unit, int(place[0]))
+        addrs, rows = self._sequence(index, known.unit, int(place[0]))
         at = int(np.searchsorted(addrs, np.uint64(addr), side="right")) - 1
         if at < 0:
             return ""
         file, line = rows[at].tolist()
-        path = self._path(self._table(unit), file)
+        path = self._path(known, file)
         return path and f"{path}:{line if 0 < line <= MAX_LINE else '?'}"
 
     # --- the index ------------------------------------------------------------------------------
@@ -211,25 +222,30 @@ class SourceLines:
             self._rows[index] = addrs, np.ascontiguousarray(rows[:, 1:])
         return self._rows[index]
 
-    def _table(self, unit: LineUnit) -> Files:
-        """The directories and files of a unit."""
-        if unit.at not in self._files:
-            _make_room(self._files, MAX_KEPT - 1)
+    def _unit(self, at: int) -> _Unit | None:
+        """A unit with its directories and files; None if there is none at that offset."""
+        if at not in self._units:
+            _make_room(self._units, MAX_KEPT - 1)
+            unit = next(units(self._data, self._elf.order, at), None)
+            if unit is None:
+                return None
             try:
                 files = read_files(unit, self._data, self._elf.order, self._strings)
             except DamagedDwarf:
                 files = Files((), ())
-            self._files[unit.at] = files
-        return self._files[unit.at]
+            self._units[at] = _Unit(unit, files, {})
+        return self._units[at]
 
-    def _path(self, table: Files, file: int) -> str:
+    def _path(self, known: _Unit, file: int) -> str:
         """A file of a unit as it is shown, "" if there is no such file."""
-        if not 0 <= file < len(table.files):
+        if not 0 <= file < len(known.files.files):
             return ""
-        name, at = table.files[file]
-        base = _text(table.directories[0]) or self._compiled_in if table.directories else ""
-        inside = _text(table.directories[at]) if 0 < at < len(table.directories) else ""
-        return shown_path(_text(name), inside, base)
+        if file not in known.paths:
+            (name, at), directories = known.files.files[file], known.files.directories
+            base = _text(directories[0]) or self._compiled_in if directories else ""
+            inside = _text(directories[at]) if 0 < at < len(directories) else ""
+            known.paths[file] = shown_path(_text(name), inside, base)
+        return known.paths[file]
 
     @cached_property
     def _compiled_in(self) -> str:
