@@ -27,8 +27,8 @@ class Span:
     name: str
     label: str = ""
     fold: bool = False
-    loop: str = ""
-    """Name and count of the long loop that it is a part of."""
+    loop: tuple[str, ...] = ()
+    """Name and count of the long loop that it is a part of, ever shorter."""
     merged: bool = False
 
     @property
