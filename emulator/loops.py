@@ -42,24 +42,24 @@ STOP_AT: Final = MAX_OUT - 2 * MAX_NEST
 """Rows after which the CPU stops for them to be taken."""
 
 # Slots of the CPU that runs; the same of the others lie in their areas.
-PC, TICK, EXIT, TOP, TAIL, TURNS = 0, 1, 2, 3, 4, 5
+PC, TICK, EXIT, TOP, TAIL, TURNS, BEGUN = 0, 1, 2, 3, 4, 5, 6
 """A straight line of instructions: where it begins, and the tick before its first. Of the innermost
 loop: the address behind which control has left it (NEVER while it runs a function that it called),
-T, B, and the turns of this entry."""
-_DEPTH, _HEIGHT, _ROWS, _BASE = 6, 7, 8, 9
+T, B, the turns of this entry, and the tick at which the last of them began."""
+_DEPTH, _HEIGHT, _ROWS, _BASE = 7, 8, 9, 10
 """Calls minus returns; loops that are open; rows; the first row of the nest that is open."""
-INTERRUPTED: Final = 10  # the next instruction is a handler's
-_OWN_SLOTS: Final = 11
-CPU, _OUT_COUNT, _FLUSHES = 11, 12, 13  # who runs (-1: none yet); rows told of, in how many goes
+INTERRUPTED: Final = 11  # the next instruction is a handler's
+_OWN_SLOTS: Final = 12
+CPU, _OUT_COUNT, _FLUSHES = 12, 13, 14  # who runs (-1: none yet); rows told of, in how many goes
 _CPUS: Final = 16
 
 # Slots of a CPU's area, behind its own of the above.
-_LEFT, _FOREIGN = 11, 12  # tick at which it last stopped; ticks of others until it ran again
+_LEFT, _FOREIGN = 12, 13  # tick at which it last stopped; ticks of others until it ran again
 _CALLS: Final = 64
-_CALLED: Final = 13  # of the function at each depth, modulo 64: tick of its call
+_CALLED: Final = 14  # of the function at each depth, modulo 64: tick of its call
 _BACK: Final = _CALLED + _CALLS  # and where it is to come back to
 _FRAMES: Final = _BACK + _CALLS
-_T, _B, _AT, _ROW, _COUNT, _SINCE, _OWN = 0, 1, 2, 3, 4, 5, 6  # slots of a frame
+_T, _B, _AT, _ROW, _COUNT, _SINCE, _OWN, _LATEST = 0, 1, 2, 3, 4, 5, 6, 7  # slots of a frame
 _FRAME: Final = 8
 _NEST: Final = _FRAMES + _FRAME * MAX_DEPTH
 _PARENT, _HEAD, _LAST, _FROM, _TO, _TICKS, _TURN, _ENTRY, _KIND = 0, 1, 2, 3, 4, 5, 6, 7, 8
@@ -219,6 +219,7 @@ def _taken(
             while t[_HEIGHT] > n + 1:
                 _pop(t, words, at, tick)
             t[TURNS] += 1
+            t[BEGUN] = tick
             if source > t[TAIL]:
                 t[TAIL] = t[EXIT] = source
             return
@@ -262,6 +263,7 @@ def _pop(t: Any, words: Any, at: int, tick: int) -> None:
         t[TOP] = t[frame + _T]
         t[TAIL] = t[frame + _B]
         t[TURNS] = t[frame + _COUNT]
+        t[BEGUN] = t[frame + _LATEST]
 
 
 @njit(cache=True)
@@ -286,6 +288,7 @@ def _push(
         parent = t[frame + _ROW]
         t[frame + _B] = t[TAIL]
         t[frame + _COUNT] = t[TURNS]
+        t[frame + _LATEST] = t[BEGUN]
     since, away = t[TICK] + ((target - t[PC]) >> 2), t[at + _FOREIGN]
     if target < t[PC]:  # the first turn was more than the line that ends here
         line = _first_turn(t, at, cpu, target)
@@ -315,6 +318,7 @@ def _push(
     t[frame + _OWN] = since - away
     t[_HEIGHT] = height + 1
     t[TOP], t[TAIL], t[TURNS], t[EXIT] = target, source, 2, source
+    t[BEGUN] = tick
 
 
 @njit(cache=True)
@@ -496,6 +500,8 @@ class Turn:
     tail: int
     turn: int
     """Which turn of this entry, from 1."""
+    begun: int
+    """Tick before that turn's first instruction."""
     since: int
     """Tick before this entry's first turn."""
 
@@ -544,9 +550,10 @@ class Loops:
         found = []
         for n in range(own[_HEIGHT]):
             frame = own[_FRAMES + _FRAME * n : _FRAMES + _FRAME * (n + 1)]
-            inner = n == own[_HEIGHT] - 1
-            tail, turn = (own[TAIL], own[TURNS]) if inner else (frame[_B], frame[_COUNT])
-            found.append(Turn(frame[_T] % _WRAP, tail % _WRAP, turn, frame[_SINCE]))
+            tail, turn, begun = frame[_B], frame[_COUNT], frame[_LATEST]
+            if n == own[_HEIGHT] - 1:
+                tail, turn, begun = own[TAIL], own[TURNS], own[BEGUN]
+            found.append(Turn(frame[_T] % _WRAP, tail % _WRAP, turn, begun, frame[_SINCE]))
         return found
 
 

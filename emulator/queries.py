@@ -387,10 +387,10 @@ def _trail(path: Path, query: Record) -> Record:
 
 
 def _standing(path: Path, query: Record) -> Record:
-    """The loops that a CPU is in at a tick: {"loops": [[head, turn, since], ...]}."""
+    """The loops that a CPU is in at a tick: {"loops": [[head, turn, begun, since], ...]}."""
     path.goto(query["tick"])
     turns = path.run.machine.loops.standing(query["cpu"])
-    return {"loops": [[turn.head, turn.turn, turn.since] for turn in turns]}
+    return {"loops": [[x.head, x.turn, x.begun, x.since] for x in turns]}
 
 
 def _census(path: Path, query: Record) -> Record:

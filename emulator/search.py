@@ -414,9 +414,9 @@ def _turn(searcher: _Searcher, query: Record) -> Record:
     if type(cpu) is not int or not 0 <= cpu < cpus or type(wanted) is not int or wanted < 1:
         raise LimitError(f"cpu {cpu!r}, turn {wanted!r}", hint="Give a CPU and a turn from 1.")
 
-    def entry_at(tick: int) -> tuple[int, int] | None:
+    def entry_at(tick: int) -> tuple[int, int, int] | None:
         found = searcher.ask_anyone({"q": "standing", "tick": tick, "cpu": cpu})
-        entries = [(turn, since) for where, turn, since in found["loops"] if where == head]
+        entries = [(turn, begun, since) for at, turn, begun, since in found["loops"] if at == head]
         return entries[-1] if entries else None
 
     here = int(query["tick"])
@@ -426,13 +426,13 @@ def _turn(searcher: _Searcher, query: Record) -> Record:
             f"cpu {cpu} is in no loop at 0x{head:x} at tick {here}, or in its first turn",
             hint="Take a tick of its second turn.",
         )
-    since = entry[1]
+    since = entry[2]
 
-    def turn_at(tick: int) -> int:
+    def turn_at(tick: int) -> tuple[int, int]:
         entry = entry_at(tick)
-        if entry is not None and entry[1] == since:
-            return entry[0]
-        return LEFT if tick > here else 1
+        if entry is not None and entry[2] == since:
+            return entry[0], entry[1]
+        return (LEFT, tick) if tick > here else (1, since)
 
     begin = begin_of_turn(turn_at, since, here, searcher.all.reached, wanted)
     return dict(_NOT_FOUND) if begin is None else {"found": True, "tick": begin}

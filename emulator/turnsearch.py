@@ -13,17 +13,18 @@ from emulator.errors import SessionError
 
 LEFT: Final = 1 << 62
 """The turn at a tick at which the entry is over."""
-MAX_QUESTIONS: Final = 80
+MAX_QUESTIONS: Final = 100
 
-TurnAt = Callable[[int], int]
-"""Tick -> turn of the entry then, 0 before it, LEFT after it."""
+TurnAt = Callable[[int], tuple[int, int]]
+"""Tick -> (turn of the entry then, tick at which that turn began); (LEFT, tick) after the entry. A
+turn is known from the tick after its first instruction on."""
 
 
 def begin_of_turn(turn_at: TurnAt, since: int, here: int, last: int, wanted: int) -> int | None:
     """Return the tick before the first instruction of a turn; None if the entry has fewer.
 
     Args:
-        turn_at: asks; grows with the tick.
+        turn_at: asks.
         since: tick before the first turn.
         here: a tick of the entry.
         last: of the run.
@@ -35,34 +36,33 @@ def begin_of_turn(turn_at: TurnAt, since: int, here: int, last: int, wanted: int
     if wanted <= 1:
         return since
     low, low_turn = since, 1
-    high, high_turn = here, turn_at(here)
-    asked = 0
-    while high_turn < wanted:  # the turn lies ahead: step by so many turns as are missing
-        if high >= last:
-            return None
-        each = max((high - since) // max(high_turn - 1, 1), 1)
-        low, low_turn = high, high_turn
-        high = min(last, high + each * (wanted - high_turn) + 1)
-        high_turn = turn_at(high)
-        asked += 1
-        if asked > MAX_QUESTIONS:
-            raise SessionError("a turn that is not to be found", hint="Try one nearer by.")
-    return _between(turn_at, (low, low_turn), (high, high_turn), wanted)
-
-
-def _between(
-    turn_at: TurnAt, low: tuple[int, int], high: tuple[int, int], wanted: int
-) -> int | None:
-    """The first tick of a turn is known at is behind low, and not behind high."""
+    high, high_turn = last, LEFT
+    tick = here
     for question in range(MAX_QUESTIONS):
-        (before, fewer), (after, more) = low, high
-        if after - before <= 1:
-            return before if more == wanted else None
-        middle = (before + after) // 2
-        if question % 3 != 2 and more != LEFT and more > fewer:
-            each = (after - before) / (more - fewer)
-            middle = before + round((wanted - fewer) * each) - (question % 3)
-        middle = min(max(middle, before + 1), after - 1)
-        turn = turn_at(middle)
-        low, high = ((middle, turn), high) if turn < wanted else (low, (middle, turn))
+        turn, begun = turn_at(tick)
+        if turn == wanted:
+            return begun
+        if turn < wanted:
+            low, low_turn = tick, turn
+        else:
+            high, high_turn = (begun if turn != LEFT else tick - 1), turn
+        if low >= high:
+            return None
+        tick = _guess((low, low_turn), (high, high_turn), since, wanted, question)
     raise SessionError("a turn that is not to be found", hint="Try one nearer by.")
+
+
+def _guess(
+    low: tuple[int, int], high: tuple[int, int], since: int, wanted: int, question: int
+) -> int:
+    """A tick between two, where the middle of the turn may be."""
+    (before, fewer), (after, more) = low, high
+    if more != LEFT:
+        each = (after - before) / (more - fewer)
+    else:
+        each = (before - since) / max(fewer - 1, 1)
+    tick = before + round((wanted - fewer) * each)
+    halve = question % 4 == 3 and (more != LEFT or question > 8)
+    if halve or (more != LEFT and more - fewer <= 1):
+        tick = (before + after) // 2
+    return min(max(tick, before + 1), after)
