@@ -28,7 +28,9 @@ class Span:
     label: str = ""
     fold: bool = False
     loop: tuple[str, ...] = ()
-    """Name and count of the long loop that it is a part of, ever shorter."""
+    """Name of the long loop that it is a part of, ever shorter."""
+    turns: int = 0
+    """How many that loop has."""
     merged: bool = False
 
     @property

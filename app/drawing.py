@@ -358,7 +358,8 @@ def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
             if len(name) * CHAR_PX < room:
                 canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
                 break
-        for words in (f"{span.ticks:,}", short(span.ticks)):
+        count = (f"x {span.turns:,}", f"x {short(span.turns)}") if span.turns else ()
+        for words in (*count, f"{span.ticks:,}", short(span.ticks)):
             if len(words) * 6.1 < room - 2:
                 canvas.text(middle, y + 24, "c m s", words)
                 break

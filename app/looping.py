@@ -15,7 +15,7 @@ from emulator.lanes import Lanes
 from emulator.trace import LoopRow
 
 Json = dict[str, Any]
-Fold = tuple[int, int, tuple[str, ...]]
+Fold = tuple[int, int, tuple[str, ...], int]
 
 MAX_ROWS = 2_000
 """Loops of a run that pages look at."""
@@ -78,11 +78,19 @@ class LoopLine:
         return f"{self.name} x {self.turns:,}"
 
     @property
-    def labels(self) -> tuple[str, ...]:
-        """The same, ever shorter: for `master+0x58` also `master x 65,536`, `delay x 65,536`."""
+    def names(self) -> tuple[str, ...]:
+        """Its name, ever shorter: for `memcpy+0xc` also `memcpy`, `copy`; a delay's is `delay`."""
         function = self.name.partition("+")[0].partition(".")[0]
-        names = [self.name, function, self.kind if self.kind != "call" else "", ""]
-        return tuple(f"{name} x {self.turns:,}".strip() for name in dict.fromkeys(names))
+        if self.kind in ("delay", "spin"):
+            return (self.name, self.kind)
+        names = (self.name, function, *([self.kind] if self.kind != "call" else []))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name and count, ever shorter: `master+0x58 x 65,536`, .. `x 65,536`, `65k`."""
+        full = [f"{name} x {self.turns:,}".strip() for name in (*self.names, "")]
+        return (*full, f"{self.turns // 1000}k") if self.turns >= 10_000 else tuple(full)
 
     @property
     def is_kernel(self) -> bool:
@@ -121,7 +129,7 @@ def known_as(nest: Sequence[LoopLine]) -> LoopLine:
 
 
 def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
-    """Return (begin, end, labels) of the longest loops during which no other CPU retired anything.
+    """Return (begin, end, names, turns) of the longest loops in which no other CPU retired anything.
 
     Args:
         lines: of one run.
@@ -134,18 +142,21 @@ def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
         alone = line.ticks == line.end - line.begin
         least = max(FOLD_TICKS, KERNEL_SHARE * last if line.is_kernel else 0)
         if line.cpu == boot_cpu and alone and line.ticks > least:
-            found.append((line.begin, line.end, known_as(nest).labels))
+            named = known_as(nest)
+            found.append((line.begin, line.end, named.names, named.turns))
     found.sort(key=lambda fold: fold[0] - fold[1])
     return sorted(found[:MAX_FOLDS])
 
 
 def folded(spans: Sequence[Span], loops: Sequence[Fold]) -> list[Span]:
     """Cut the boot CPU's spans at the edges of its long loops and mark what lies in them."""
-    edges = sorted({tick for begin, end, _ in loops for tick in (begin, end)})
+    edges = sorted({tick for fold in loops for tick in fold[:2]})
     out = []
     for span in cut(spans, edges):
-        inside = [labels for begin, end, labels in loops if begin <= span.lo and span.hi <= end]
-        out.append(replace(span, fold=True, loop=inside[0]) if inside else span)
+        inside = [fold for fold in loops if fold[0] <= span.lo and span.hi <= fold[1]]
+        for _, _, names, turns in inside[:1]:
+            span = replace(span, fold=True, loop=names, turns=turns)
+        out.append(span)
     return out
 
 

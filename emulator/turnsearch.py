@@ -62,7 +62,7 @@ def _guess(
     else:
         each = (before - since) / max(fewer - 1, 1)
     tick = before + round((wanted - fewer) * each)
-    halve = question % 4 == 3 and (more != LEFT or question > 8)
-    if halve or (more != LEFT and more - fewer <= 1):
+    beyond = more == LEFT and tick > after
+    if beyond or (question % 4 == 3 and (more != LEFT or question > 8)):
         tick = (before + after) // 2
     return min(max(tick, before + 1), after)

@@ -51,6 +51,7 @@ def lines(*rows: LoopRow) -> tuple[LoopLine, ...]:
 def test_a_label_gets_shorter() -> None:
     (line,) = lines(row(0, 0, 400, 100, symbol="memcpy.part.0+0xc/0x30"))
     assert line.labels == ("memcpy.part.0+0xc x 100", "memcpy x 100", "copy x 100", "x 100")
+    assert line.names == ("memcpy.part.0+0xc", "memcpy", "copy")
     (line,) = lines(row(0, 0, 400, 100, symbol="", kind="call"))
     assert line.labels == ("0x48a0858 x 100", "x 100")
 
@@ -73,13 +74,13 @@ def test_folds_are_long_and_alone() -> None:
         row(0, 500_000, 9_000_000, 77, head=KERNEL, tail=KERNEL),
     )
     found = folds(rows, 0)
-    assert [(begin, end) for begin, end, _ in found] == [(100, 60_100), (500_000, 9_000_000)]
+    assert [fold[:2] for fold in found] == [(100, 60_100), (500_000, 9_000_000)]
     spans = folded([Span(0, 50_000, "P", "purgatory"), Span(50_000, 70_000, "K", "head")], found)
     assert [(s.lo, s.hi, s.letter, s.fold) for s in spans] == [
         (0, 100, "P", False), (100, 50_000, "P", True), (50_000, 60_100, "K", True),
         (60_100, 70_000, "K", False),
     ]  # fmt: skip
-    assert {s.loop[1] for s in spans if s.fold} == {"memcpy x 1,000"}
+    assert {(s.loop[1], s.turns) for s in spans if s.fold} == {("memcpy", 1000)}
 
 
 def test_the_table_keeps_the_loops_of_the_hand_off() -> None:
