@@ -129,7 +129,7 @@ def known_as(nest: Sequence[LoopLine]) -> LoopLine:
 
 
 def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
-    """Return (begin, end, names, turns) of the longest loops in which no other CPU retired anything.
+    """Return (begin, end, names, turns) of long loops in which no other CPU retired anything.
 
     Args:
         lines: of one run.
