@@ -85,24 +85,24 @@ class Checkpoints:
         """Keep the trail that a run leaves, and its names, ready for the checkpoints."""
         run.names.prepare_lines()
         run.on_trail = self._trail.append
-        self._run = run
+        self.run = run
         self.census = Census(run.names.function_starts())
 
     def sampled_spans(self, begin: int, end: int) -> list[Span]:
         """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
         rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
         inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
-        return spans_of(self._run.names, inside, end)
+        return spans_of(self.run.names, inside, end)
 
     def exact_spans(self, begin: int, end: int, width: int) -> list[Span] | None:
         """Functions during [begin, end), exactly; None while the census is not complete."""
         if not self.census.complete:
             return None
-        return self.census.spans(self._run.names, begin, end, width)
+        return self.census.spans(self.run.names, begin, end, width)
 
     def with_line(self, event: Record) -> Record:
         """What was noted of an instruction, with its source line."""
-        return add_line_of_event(event, self._run.names)
+        return add_line_of_event(event, self.run.names)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""

@@ -18,7 +18,7 @@ import numba
 import numba.extending
 from numba.core import cgutils
 
-COMPILED: Final = ("census", "dwarf", "intercepts", "loops", "mmu", "native")
+COMPILED: Final = ("census", "dwarf", "intercepts", "loopkinds", "loops", "mmu", "native")
 """Modules with compiled functions."""
 
 
