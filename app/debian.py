@@ -119,6 +119,12 @@ def fetch_debian(
     return found
 
 
+def debug_kernel_path(pair: DebianPair, cache_dir: Path | None = None) -> Path:
+    """Return where the pair's kernel with its DWARF lies once it was fetched."""
+    folder = _pair_dir(cache_dir).parent / f"debian-{ARCHITECTURE}-debug"
+    return folder / pair.kernel_package.replace(" ", "_") / pair.vmlinux.name
+
+
 def fetch_debug_kernel(
     pair: DebianPair,
     cache_dir: Path | None = None,
@@ -135,11 +141,11 @@ def fetch_debug_kernel(
     Raises:
         FetchError: the archive has no debug symbols of that version, or it cannot be reached.
     """
-    package, _, version = pair.kernel_package.partition(" ")
-    folder = _pair_dir(cache_dir).parent / f"debian-{ARCHITECTURE}-debug"
-    path = folder / f"{package}_{version}" / pair.vmlinux.name
+    path = debug_kernel_path(pair, cache_dir)
     if path.is_file():
         return path
+    package, _, version = pair.kernel_package.partition(" ")
+    folder = path.parent.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as name:
