@@ -122,7 +122,7 @@ def follow(t: Any, words: Any, cpu: int, tick: int, address: int) -> int:
     return FULL if t[_OUT_COUNT] >= STOP_AT else QUIET
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _end_line(t: Any, at: int, cpu: int, behind: int) -> None:
     """Remember a line that has run, up to `behind`."""
     begin = t[PC]
@@ -153,7 +153,7 @@ def _switch(t: Any, cpu: int, tick: int) -> None:
     t[CPU] = cpu
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _code(t: Any, words: Any, source: int) -> int:
     """What the instruction at an address does, and its byte order; 0 if that is not known yet."""
     real = (source & _EA_MASK) >> 2
@@ -192,7 +192,7 @@ def _branch_kind(word: int) -> int:
     return _OTHER
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _taken(
     t: Any, words: Any, at: int, cpu: int, tick: int, code: int, source: int, target: int
 ) -> None:
@@ -228,7 +228,7 @@ def _taken(
         _push(t, words, at, cpu, tick, source, target, code >> 3)
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _leave(t: Any, words: Any, at: int, tick: int, target: int) -> None:
     """End every loop that control has left by going to `target`."""
     while t[_HEIGHT]:
