@@ -50,7 +50,8 @@ _DEPTH, _HEIGHT, _ROWS, _BASE = 7, 8, 9, 10
 """Calls minus returns; loops that are open; rows; the first row of the nest that is open."""
 INTERRUPTED: Final = 11  # the next instruction is a handler's
 _OWN_SLOTS: Final = 12
-CPU, _OUT_COUNT, _FLUSHES = 12, 13, 14  # who runs (-1: none yet); rows told of, in how many goes
+CPU, _OUT_COUNT, _FLUSHES, _ALL = 12, 13, 14, 15
+"""Who runs (-1: none yet); rows told of, in how many goes; small ones are told of too."""
 _CPUS: Final = 16
 
 # Slots of a CPU's area, behind its own of the above.
@@ -433,6 +434,8 @@ def _flush(t: Any, words: Any, at: int, cpu: int, count: int) -> None:
     for index in range(count):
         row = at + _NEST + _ROW_SLOTS * index
         enough = MIN_TICKS if t[row + _HEAD] >= 0 else MIN_KERNEL_TICKS
+        if t[_ALL]:
+            enough = 1
         if t[row + _TICKS] < enough or t[row + _TURN] < MIN_TURNS:
             continue
         _judge(t, words, row)
@@ -531,6 +534,16 @@ class Loops:
         rows = self.table[_OUT : _OUT + _OUT_SLOTS * count].reshape(count, _OUT_SLOTS).tolist()
         goes = groupby(rows, key=lambda row: int(row[0]))
         return [loop for _, go in goes for loop in _nested([row[1:] for row in go])]
+
+    def begin_anew(self) -> None:
+        """Forget what is open or not told of, and tell of all from here on, however small."""
+        self.table[_ALL] = 1
+        self.table[_OUT_COUNT] = 0
+        areas = [self.table[_CPUS + _AREA * cpu :] for cpu in range(MAX_CPUS)]
+        for own in (self.table, *areas):
+            own[_HEIGHT] = own[_ROWS] = own[_BASE] = 0
+            own[TOP] = own[TAIL] = -1
+            own[EXIT] = _NEVER
 
     def interrupted(self, cpu: int) -> None:
         """A CPU is to go on with a handler, wherever it was."""
