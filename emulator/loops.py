@@ -457,19 +457,18 @@ def _flush(t: Any, words: Any, at: int, cpu: int, count: int) -> None:
 
 
 @njit(cache=True)
-def _close(t: Any, words: Any, tick: int) -> None:
-    """The run has ended at a tick: every loop that is open ends there."""
-    for cpu in range(MAX_CPUS):
-        area = _CPUS + _AREA * cpu
-        _switch(t, cpu, tick)
-        ended = t[area + _LEFT]
-        while t[_HEIGHT]:
-            _pop(t, words, area, tick)
-        for index in range(t[_ROWS]):
-            row = area + _NEST + _ROW_SLOTS * index
-            if t[row + _TO] == tick:
-                t[row + _TO] = ended
-        _flush(t, words, area, cpu, t[_ROWS])
+def _close(t: Any, words: Any, tick: int, cpu: int) -> None:
+    """The run has ended at a tick: every loop of a CPU that is open ends where it last stopped."""
+    area = _CPUS + _AREA * cpu
+    _switch(t, cpu, tick)
+    ended = t[area + _LEFT]
+    while t[_HEIGHT]:
+        _pop(t, words, area, tick)
+    for index in range(t[_ROWS]):
+        row = area + _NEST + _ROW_SLOTS * index
+        if t[row + _TO] == tick:
+            t[row + _TO] = ended
+    _flush(t, words, area, cpu, t[_ROWS])
 
 
 @dataclass(frozen=True)
@@ -550,14 +549,18 @@ class Loops:
         at = 0 if self.table[CPU] == cpu else _CPUS + _AREA * cpu
         self.table[at + INTERRUPTED] = 1
 
-    def close(self, words: npt.NDArray[np.uint32], tick: int) -> None:
+    def close(self, words: npt.NDArray[np.uint32], tick: int) -> list[Loop]:
         """End every loop that is open when the run ends; `words` is RAM."""
-        _close(self.table, words, tick)
+        found = self.take()
+        for cpu in range(MAX_CPUS):  # one by one: there is room for the rows of two
+            _close(self.table, words, tick, cpu)
+            found += self.take()
+        return found
 
     def standing(self, cpu: int) -> list[Turn]:
         """The loops that a CPU is in, from their second turn on, the outermost first."""
         area = _CPUS + _AREA * cpu
-        own = self.table[area : area + _AREA].tolist()
+        own = self.table[area : area + _NEST].tolist()
         if self.table[CPU] == cpu:
             own[:_OWN_SLOTS] = self.table[:_OWN_SLOTS].tolist()
         found = []
@@ -583,8 +586,8 @@ def _nested(rows: list[list[int]]) -> list[Loop]:
         for cpu, index, *row in inner.get(over, ()):
             found.append(
                 Loop(
-                    cpu, level, row[_HEAD] % _WRAP, row[_LAST] % _WRAP, row[_FROM], row[_TO],
-                    row[_TICKS], row[_TURN], row[_ENTRY], KINDS[row[_KIND]],
+                    cpu, min(level, MAX_DEPTH), row[_HEAD] % _WRAP, row[_LAST] % _WRAP,
+                    row[_FROM], row[_TO], row[_TICKS], row[_TURN], row[_ENTRY], KINDS[row[_KIND]],
                 )
             )  # fmt: skip
             tell(index, level + 1)

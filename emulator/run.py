@@ -193,8 +193,7 @@ class Run:
 
     def close_loops(self) -> None:
         """The run ends here: tell of the loops that are open."""
-        self.machine.close_loops()
-        for loop in self.machine.loops.take():
+        for loop in self.machine.close_loops():
             self._note_loop(loop)
 
     def _note_loop(self, loop: Loop) -> None:
