@@ -18,7 +18,7 @@ import numba
 import numba.extending
 from numba.core import cgutils
 
-COMPILED: Final = ("census", "intercepts", "loopkinds", "loops", "mmu", "native")
+COMPILED: Final = ("census", "intercepts", "loopkinds", "mmu", "native", "nativeloops")
 """Modules with compiled functions."""
 
 
