@@ -18,7 +18,7 @@ import numba
 import numba.extending
 from numba.core import cgutils
 
-COMPILED: Final = ("census", "dwarf", "intercepts", "loopkinds", "loops", "mmu", "native")
+COMPILED: Final = ("census", "dwarf", "intercepts", "loopkinds", "mmu", "native", "nativeloops")
 """Modules with compiled functions."""
 
 
@@ -36,7 +36,8 @@ def _cache_dir() -> Path:
     folder = base / f"compiled-{whole.hexdigest()[:16]}"
     if not folder.is_dir():
         for old in base.glob("compiled-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if old != folder:  # another process may be making it right now
+                shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
