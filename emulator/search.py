@@ -18,7 +18,8 @@ from emulator.checkpoint import Checkpoints, error_document
 from emulator.errors import BootflowError, LimitError, SessionError
 from emulator.handoff import LOW_COPY_BYTES
 from emulator.native import LOG_READ, LOG_WRITE
-from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR
+from emulator.ppc64 import GPRS, UC_REG_CR, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR
+from emulator.registers import NOTES, pieces_of
 from emulator.run import Record, hex64
 from emulator.spans import squeeze
 
@@ -26,6 +27,9 @@ MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
 MAX_INSIDE: Final = 200
 """Pieces of code that are looked into one by one; of more, all between the first and the last."""
+MAX_WRITERS: Final = 64
+WRITERS_WINDOW: Final = 512
+"""Windows, and instructions in each, that are looked through for a change of XER."""
 AT_ONCE: Final = 2
 """Stretches that one search has replayed at the same time."""
 EXACT_TICKS: Final = 400_000
@@ -34,7 +38,10 @@ one is told from the trail that was left once in 16,384 ticks while it ran."""
 _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
     "lr": UC_REG_LR,
     "ctr": UC_REG_CTR,
+    "cr": UC_REG_CR,
+    "msr": UC_REG_MSR,
 }
+"""Registers that a block hook can look at; XER lies in pieces."""
 _NOT_FOUND: Final = {"found": False}
 
 
@@ -208,10 +215,11 @@ class _Searcher:
 
     def register_write(self, cpu: int, register: str, tick: int) -> Record:
         """The last instruction at or before a tick that changed a register of a CPU."""
+        pieces_of(register)
         number = _SEARCHABLE.get(register)
         if number is None:
-            raise LimitError(f"register {register!r}", hint="Ask for r0..r31, lr or ctr.")
-        query = {"q": "register", "cpu": cpu, "register": number}
+            return self._change_by_writers(cpu, register, tick)
+        query = {"q": "register", "cpu": cpu, "register": number, "name": register}
         wanted = [
             (index, end, query | {"from": begin, "to": end})
             for index, begin, end in self.stretches(tick)
@@ -224,6 +232,73 @@ class _Searcher:
                 step = self._step_that_changed(cpu, register, found["from"], found["to"])
                 if step is not None:
                     return {"found": True, "register": register} | step
+        return dict(_NOT_FOUND)
+
+    def register_read(self, cpu: int, register: str, tick: int) -> Record:
+        """What becomes of a register's value as it stands at a tick: who reads or replaces it?
+
+        Pieces of CR and XER are followed one by one: a stretch hangs on what the last one left.
+        """
+        live, note = pieces_of(register), NOTES.get(register)
+        said: Record = {"register": register} | ({"note": note} if note else {})
+        ahead = self._stretches_of(cpu, tick)
+        while ahead:
+            wanted = [
+                (index, end, {"q": "first-reader", "cpu": cpu, "register": register, "live": live}
+                 | {"from": begin, "to": end})
+                for index, begin, end in ahead
+            ]  # fmt: skip
+            for n, found in enumerate(self._ahead(wanted)):
+                if found["outcome"] != "unread":
+                    row = self._with_stage(found)
+                    return {"found": found["outcome"] == "read"} | said | row
+                if found["live"] != live:
+                    live, ahead = found["live"], ahead[n + 1 :]
+                    break
+            else:
+                ahead = []
+        return _NOT_FOUND | {"outcome": "unread", "last_tick": self.all.reached} | said
+
+    def _stretches_of(self, cpu: int, tick: int) -> list[tuple[int, int, int]]:
+        """(checkpoint, from, to) of every stretch after a tick in which a CPU runs."""
+        standing, slices = self.all.standing, self.all.slices
+        out = []
+        for index in range(self.all.index_at(tick), len(standing)):
+            last = index + 1 == len(standing)
+            end = self.all.reached if last else standing[index + 1].tick
+            ran = slices[
+                standing[index].first_slice : None if last else standing[index + 1].first_slice
+            ]
+            if end > tick and any(number == cpu for number, _ in ran):
+                out.append((index, max(tick, standing[index].tick), end))
+        return out
+
+    def _change_by_writers(self, cpu: int, register: str, tick: int) -> Record:
+        """The last change of a register whose value no hook sees: its writers, one by one.
+
+        Raises:
+            LimitError: many instructions wrote what it held already.
+        """
+        looked = 0
+        for index, begin, last in self.stretches(tick):
+            end = last
+            while begin < end:
+                query = {"q": "last-writers", "cpu": cpu, "register": register}
+                found = self.ask(index, end, query | {"from": begin, "to": end})
+                below = end + 1
+                for at in found["ticks"]:
+                    if at >= below:
+                        continue
+                    if looked == MAX_WRITERS:
+                        raise LimitError(
+                            f"{register} was written {looked} times since tick {at}, unchanged",
+                            hint=f"Ask about tick {at}.",
+                        )
+                    looked, below = looked + 1, max(begin, at - WRITERS_WINDOW) + 1
+                    for step in reversed(self.window(at, at - below + 1)):
+                        if step["cpu"] == cpu and register in step["changed"]:
+                            return {"found": True, "register": register} | step
+                end = below - 1 if found["more"] else begin
         return dict(_NOT_FOUND)
 
     def _inside(self, asked: tuple[int, int, Record], again: Sequence[list[int]]) -> Record:
@@ -370,6 +445,12 @@ def _register_write(searcher: _Searcher, query: Record) -> Record:
     )
 
 
+def _register_read(searcher: _Searcher, query: Record) -> Record:
+    return searcher.register_read(
+        int(query.get("cpu", 0)), str(query.get("register")), int(query["tick"])
+    )
+
+
 def take_census(checkpoints: Checkpoints) -> None:
     """Have every stretch of the run noted in the census, in a process of its own."""
     searcher = _Searcher(checkpoints)
@@ -413,6 +494,7 @@ SEARCHES: Final[dict[str, Search]] = {
     "next-write": _next_write,
     "accesses": _accesses,
     "register-write": _register_write,
+    "register-read": _register_read,
     "chain": _chain,
     "functions": _functions,
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from emulator import census
+from emulator import census, registers
 from emulator.disassembly import disassemble
 from emulator.machine import Machine, Range, Watch
 from emulator.native import LOG_READ, LOG_WRITE
@@ -36,4 +36,5 @@ def run_once() -> None:
     machine.take_log()
     machine.state_digest()
     census.warm_up()
+    registers.warm_up()
     disassemble(machine.read(0x1000, 4), 0x1000, big_endian=False)
