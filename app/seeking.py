@@ -39,7 +39,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
         told: the run's story.
         tick: where the reader stands.
         view: its `at` (and `cpu`) is what is followed.
-        what: last-write, next-read, previous or next (access of either kind).
+        what: last-write, next-read, previous or next (access of either kind; not of a register).
         ask_all: asks the run's session.
 
     Raises:
@@ -49,7 +49,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
     if what not in SEEKS:
         raise BadView(f"what={what[:20]!r}", hint=f"One of {', '.join(SEEKS)}.")
     if view.register:
-        return _register_write(tick, view, ask_all)
+        return _of_register(tick, view, what, ask_all)
     if view.place is None:
         raise BadView("nothing is selected", hint="For example at=0x5c or at=r7&cpu=0.")
     addr, size = view.place
@@ -80,14 +80,54 @@ def _asked(ask_all: AskAll, question: Json) -> int | None:
     return int(answer["tick"]) if answer.get("found", True) and "tick" in answer else None
 
 
-def _register_write(tick: int, view: View, ask_all: AskAll) -> int:
-    question = {
-        "q": "register-write", "tick": tick, "cpu": view.cpu or 0, "register": view.register,
-    }  # fmt: skip
-    found = _asked(ask_all, question)
-    if found is None:
-        raise NotFound(f"cpu {view.cpu or 0} has not written {view.register} up to tick {tick}")
-    return found
+def _of_register(tick: int, view: View, what: str, ask_all: AskAll) -> int:
+    """Return the tick of the last write of a register, or of its next read."""
+    if what not in QUESTIONS:
+        raise BadView(
+            f"what={what[:20]!r} of a register", hint=f"One of {', '.join(QUESTIONS)}, or a byte."
+        )
+    cpu, register = view.cpu or 0, view.register
+    question = {"q": QUESTIONS[what], "tick": tick, "cpu": cpu, "register": register}
+    answer, problem = ask_all([question])[0]
+    if problem:
+        raise SessionError(problem, hint="Try again in a moment.")
+    if not answer.get("found"):
+        said = register_lines(what, cpu, register, tick, answer)
+        at = answer.get("tick")
+        hint = f"Its end is /{at}/ instead of /{tick}/." if at is not None else ""
+        raise NotFound(" ".join(said), hint=hint or "The other direction may have one.")
+    return int(answer["tick"])
+
+
+QUESTIONS = {"last-write": "register-write", "next-read": "register-read"}
+"""What can be asked of a register, and what the session calls it."""
+
+
+def register_lines(what: str, cpu: int, register: str, tick: int, answer: Json) -> tuple[str, ...]:
+    """Say who wrote a register last, or what became of its value."""
+    name = f"cpu {cpu} {register}"
+    at = answer.get("tick")
+    if what == "last-write":
+        if at is None:
+            return (f"{name}: not changed up to tick {tick}",)
+        return (f"{name}: last changed at tick {at} by {_who(answer)}",)
+    note = f"note: {panels.printable(str(answer['note']))}" if answer.get("note") else ""
+    outcome, part = answer.get("outcome"), panels.printable(str(answer.get("part") or ""))
+    if at is None:
+        said = f"{name}: its value at tick {tick} is not read before the run ends"
+    elif outcome == "read":
+        said = f"{name}{f' ({part})' * bool(part)}: read at tick {at} by {_who(answer)}"
+    elif outcome == "overwritten":
+        said = f"{name}: overwritten unread at tick {at} by {_who(answer)}"
+    else:
+        said = f"{name}: not known from tick {at} on; nobody knows what is touched by {_who(answer)}"
+    return (said, note) if note else (said,)
+
+
+def _who(answer: Json) -> str:
+    text = " ".join(str(answer.get("text") or "").split())
+    by = f"{text} ({answer['by']})" if text and answer.get("by") else text or answer.get("by")
+    return panels.printable(f"{by or '?'} at {answer.get('symbol') or answer.get('nip')}")
 
 
 def _touches(event: Event, addr: int, size: int) -> bool:
