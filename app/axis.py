@@ -27,6 +27,8 @@ class Span:
     name: str
     label: str = ""
     fold: bool = False
+    loop: str = ""
+    """Name and count of the long loop that it is a part of."""
     merged: bool = False
 
     @property
@@ -112,7 +114,7 @@ def blocks(ax: Axis) -> list[tuple[Span, float, float]]:
     out: list[tuple[Span, float, float]] = []
     for span, left, right in zip(ax.segments, ax.edges, ax.edges[1:], strict=False):
         before = out[-1][0] if out else span
-        same = (before.letter, before.name) == (span.letter, span.name)
+        same = (before.letter, before.name, before.loop) == (span.letter, span.name, span.loop)
         if out and same and not (before.merged or span.merged):
             out[-1] = (replace(before, hi=span.hi), out[-1][1], right)
         else:

@@ -15,6 +15,8 @@ from itertools import pairwise
 from app.axis import FOLD_WEIGHT, Axis, Span, axis, blocks, clip, cut, lane_spans, merge
 from app.canvas import CHAR_PX, Canvas, Drawing, Shape
 from app.lens import Cell, FlagValue, Waiting, lens
+from app.looping import LoopLine
+from app.looplane import loop_lane
 
 MAX_SHAPES = 2000
 MINI_WEIGHT = 7.0
@@ -57,6 +59,7 @@ class Scene:
     running: bool = False
     flag_name: str = "flag"
     href: str = ""
+    loops: tuple[LoopLine, ...] = ()
 
 
 def turns(scene: Scene) -> list[int]:
@@ -148,6 +151,7 @@ def backdrop(
     y = _ruler(canvas, ax, y)
     top = y
     y = _lanes(canvas, scene, ax, lo, hi, y, spans or {})
+    y = loop_lane(canvas, scene.loops, ax, (lo, hi), y, scene.href)
     y = _low_lane(canvas, scene, ax, lo, hi, y)
     y, flag_y = _flag_lane(canvas, scene, ax, lo, hi, y)
     y = _console_lane(canvas, scene, ax, lo, hi, y)
@@ -349,8 +353,8 @@ def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
     canvas.name(y + 24, "ticks in it", "e m")
     for span, left, right in blocks(ax):
         room, middle = right - left, (left + right) / 2
-        for name in (span.name, span.label):
-            name += " +" if span.merged else ""
+        for name in (span.loop, span.loop.partition(" ")[2], span.name, span.label):
+            name += " +" if span.merged and name else ""
             if len(name) * CHAR_PX < room:
                 canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
                 break

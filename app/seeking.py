@@ -120,7 +120,9 @@ def register_lines(what: str, cpu: int, register: str, tick: int, answer: Json) 
     elif outcome == "overwritten":
         said = f"{name}: overwritten unread at tick {at} by {_who(answer)}"
     else:
-        said = f"{name}: not known from tick {at} on; nobody knows what is touched by {_who(answer)}"
+        said = (
+            f"{name}: not known from tick {at} on; nobody knows what is touched by {_who(answer)}"
+        )
     return (said, note) if note else (said,)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from app import panels
+from app import looping, panels
 from app.axis import Span
 from app.drawing import Backdrop, Mark, Scene, backdrop
 from app.kept import Kept
@@ -40,6 +40,7 @@ class Story:
     flag_start: str
     running: bool
     flooded: tuple[str, ...]
+    loops: tuple[looping.LoopLine, ...] = ()
     kept: Kept = field(default_factory=lambda: Kept(KEPT), compare=False, repr=False)
     """What follows from the story alone and was made once: scene, backdrops, tables of writers."""
 
@@ -72,12 +73,13 @@ def story(reader: TraceReader) -> Story:
         flag_at_start(spec, reader.placement),
         reader.status == "running",
         tuple(flooded),
+        looping.loop_lines(reader.loops(looping.MAX_ROWS), row),
     )
 
 
-def _is_loop(stay: Stay) -> bool:
-    """Say whether a stay is one long loop that a timeline may fold: the digest of the segments."""
-    return stay.stage == "digest" and stay.hi - stay.lo > 4096
+def _is_loop(told: Story, stay: Stay) -> bool:
+    """While a run goes on its loops are not told of yet; the digest of the segments is one."""
+    return told.running and stay.stage == "digest" and stay.hi - stay.lo > looping.FOLD_TICKS
 
 
 def _stopped(reader: TraceReader) -> tuple[int, str] | None:
@@ -106,9 +108,11 @@ def _scene(run_id: str, told: Story) -> Scene:
     drawn = []
     last = told.lanes.last_tick
     for cpu, stays in told.lanes.stays.items():
-        spans = [Span(s.lo, s.hi, s.letter, s.name, s.stage, fold=_is_loop(s)) for s in stays]
+        spans = [Span(s.lo, s.hi, s.letter, s.name, s.stage, fold=_is_loop(told, s)) for s in stays]
         if cpu == told.boot_cpu and spans and spans[0].lo > 0:
             spans[0] = replace(spans[0], lo=0)
+        if cpu == told.boot_cpu:
+            spans = looping.folded(spans, looping.folds(told.loops, cpu))
         if told.stopped is not None and told.stopped[0] == cpu:
             spans.append(Span(last, last + 1, "X", told.stopped[1], label="stopped"))
         drawn.append((cpu, tuple(spans)))
@@ -132,7 +136,7 @@ def _scene(run_id: str, told: Story) -> Scene:
     offset = next(iter(_flag_offsets(told)), 0x5C)
     return Scene(
         tuple(drawn), told.boot_cpu, low, flag, start, console, last + (told.stopped is not None),
-        told.running, f"kernel+0x{offset:x}", f"/t/{run_id}/",
+        told.running, f"kernel+0x{offset:x}", f"/t/{run_id}/", told.loops,
     )  # fmt: skip
 
 

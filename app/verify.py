@@ -26,9 +26,9 @@ from emulator.errors import (
 from emulator.recorder import RunSpec
 from emulator.records import Json, canonical_json, clean_text
 from emulator.revision import check_engine
-from emulator.trace import ImageFile, TraceReader
+from emulator.trace import ImageFile, LoopRow, TraceReader
 
-TABLES: Final = ("slice", "event", "console", "checkpoint")
+TABLES: Final = ("slice", "event", "console", "checkpoint", "loop")
 MAX_APPEND_CHARACTERS: Final = 2047
 
 
@@ -36,7 +36,7 @@ class Difference(NamedTuple):
     """The first place where a trace is not what running it again gives."""
 
     table: str
-    """slice, event, console, checkpoint, placement, end, error or digest."""
+    """slice, event, console, checkpoint, loop, placement, end, error or digest."""
     tick: int
     """Where it is; 0 for the placement, the last tick for what speaks of the whole run."""
     cpu: int | None
@@ -228,11 +228,12 @@ def compare(trace: TraceReader, ran: TraceReader, goal: int) -> Verification:
     """Compare a trace with another recording of its spec and images, row by row."""
     whole = trace.status == "finished"
     counts: dict[str, int] = {}
+    last = min(goal, trace.end["tick"] if trace.end else goal)
     found = list(_documents(trace, ran, goal, whole))  # first, where ticks are equal
     found += [
         difference
         for table in TABLES
-        if (difference := _table(table, trace, ran, whole, counts)) is not None
+        if (difference := _table(table, trace, ran, whole, counts, last)) is not None
     ]
     digest = None
     if not found and whole:
@@ -243,7 +244,18 @@ def compare(trace: TraceReader, ran: TraceReader, goal: int) -> Verification:
     return Verification(trace.status, goal, counts, digest, first)
 
 
-def _rows(table: str, trace: TraceReader, whole: bool) -> Iterator[Any]:
+def _ended(loops: Iterator[LoopRow], last: int) -> Iterator[LoopRow]:
+    """Loops that end, with all around them, before a tick, by CPU: the end of a run ends others."""
+    nests: list[list[LoopRow]] = []
+    for loop in loops:
+        if loop.level == 0 or not nests:
+            nests.append([])
+        nests[-1].append(loop)
+    whole = [nest for nest in nests if nest[0].end < last]
+    return (loop for nest in sorted(whole, key=lambda nest: nest[0][:4]) for loop in nest)
+
+
+def _rows(table: str, trace: TraceReader, whole: bool, last: int) -> Iterator[Any]:
     """The rows of a table that another run must have too.
 
     Where and when a run was cancelled is no part of it: not the event and the digest that it
@@ -253,6 +265,8 @@ def _rows(table: str, trace: TraceReader, whole: bool) -> Iterator[Any]:
         return trace.slices()
     if table == "console":
         return trace.console_chunks()
+    if table == "loop":
+        return trace.loops() if whole else _ended(trace.loops(), last)
     end = trace.end
     cancelled = not whole and end is not None and end["reason"] == "cancelled"
     at = end["tick"] if end is not None else -1
@@ -262,11 +276,16 @@ def _rows(table: str, trace: TraceReader, whole: bool) -> Iterator[Any]:
 
 
 def _table(
-    table: str, trace: TraceReader, ran: TraceReader, whole: bool, counts: dict[str, int]
+    table: str,
+    trace: TraceReader,
+    ran: TraceReader,
+    whole: bool,
+    counts: dict[str, int],
+    last: int,
 ) -> Difference | None:
     """The first difference of one table."""
     counts[table] = 0
-    pairs = zip_longest(_rows(table, trace, whole), _rows(table, ran, whole))
+    pairs = zip_longest(_rows(table, trace, whole, last), _rows(table, ran, whole, last))
     for recorded, run in pairs:
         if recorded is None and not whole:
             return None

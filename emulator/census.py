@@ -11,11 +11,11 @@ from __future__ import annotations
 import mmap
 from typing import Any, Final
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from emulator import native
+from emulator.compiled import njit
 from emulator.options import MAX_CPUS
 from emulator.run import Run
 from emulator.spans import Span
@@ -25,7 +25,6 @@ MAX_ROWS: Final = 6_000_000
 """96 MB, touched as far as they are used; the Debian pair needs 2.3 million."""
 _ROW_BYTES: Final = 16
 _SHIFT: Final = native.CENSUS_CPU_SHIFT
-njit: Any = numba.njit  # it ships no types
 
 
 class Census:

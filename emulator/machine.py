@@ -37,6 +37,7 @@ from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
 from emulator.hashtable import HashTable
 from emulator.intercepts import changes_segments, is_timebase
+from emulator.loops import Loops
 from emulator.ppc64 import (
     INTERRUPTS,
     MSR_DR,
@@ -127,6 +128,7 @@ class Machine:
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
         self.hash_table = HashTable(hash_table_bytes, ram_bytes)
+        self.loops = Loops()
         self._wire(ranges)
         self.set_trail(TRAIL_STEP_TICKS, TRAIL_ROWS)
         self.set_watches(watches if counting else ())
@@ -144,6 +146,7 @@ class Machine:
         s[native.PROCESS_TABLE] = s[native.PROBE] = -1
         s[native.HASH_ADDR] = self.hash_table.words.ctypes.data
         s[native.HASH_WORDS] = len(self.hash_table.words)
+        s[native.LOOPS_ADDR] = self.loops.table.ctypes.data
         self.set_ranges(ranges)
 
     def set_watches(self, watches: Sequence[Watch]) -> None:
@@ -250,7 +253,7 @@ class Machine:
                 continue
             if s[native.HIT_MODE] == native.HIT_FIRST and s[native.HIT_COUNT]:
                 stop = Stop("hit")
-            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT:
+            elif s[native.LOG_COUNT] >= native.LOG_STOP_AT or self.loops.full:
                 stop = Stop("log")
             elif written:
                 wanted = native.WATCH_MATCHED | native.STOPPED_AT_RANGE
@@ -426,6 +429,7 @@ class Machine:
             target |= 0xC000000000004000
         cpu.set_sprs({SPR_SRR0: srr0, SPR_SRR1: (msr & ~_SRR1_CLEARED) | srr1})
         cpu.set_registers({"nip": target, "msr": new})
+        self.loops.interrupted(cpu.number)
         return None
 
     def _prepare_page(self, cpu: Cpu, ea: int) -> None:

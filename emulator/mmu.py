@@ -19,7 +19,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+
+from emulator.compiled import njit
 
 ACCESS_READ, ACCESS_WRITE, ACCESS_FETCH = 16, 17, 18  # unicorn.h: uc_mem_type
 
@@ -241,7 +242,8 @@ def translate(
     if process_table < 0:
         if len(table) == 0:
             return 0, NO_TABLE
-        return _translate_hashed(slb, table, ram_bytes, ea, access, msr)
+        physical, why = _translate_hashed(slb, table, ram_bytes, ea, access, msr)
+        return physical, why
     quadrant = (ea >> 62) & 3
     if quadrant == 1 or quadrant == 2:
         return 0, BAD_QUADRANT

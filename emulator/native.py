@@ -18,19 +18,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
-import numba.extending
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba.core import cgutils
 
-from emulator import mmu
+from emulator import loops, mmu
+from emulator.compiled import carray, cfunc, cgutils, intrinsic, njit, types
 from emulator.intercepts import needs_hook
 from emulator.ppc64 import MSR_DR, MSR_IR, UC_REG_MSR, UC_REG_PC
-
-_numba: Any = numba  # it ships no types
-carray, cfunc, njit, types = _numba.carray, _numba.cfunc, _numba.njit, _numba.types
-intrinsic: Any = _numba.extending.intrinsic
 
 # Slots of the state array (int64 each). One CPU runs at a time, so one set serves all of them.
 TICK, BLOCK_PC, BLOCK_BYTES, LIMIT, STOPPED, CPU = 0, 1, 2, 3, 4, 5
@@ -64,6 +58,7 @@ BUDGET = OPENED + 4  # calls out of native code that the slice may still make
 OPENED_MAX = 1024  # code pages of one CPU that may be written: see `_open_code_page`
 SLB_ADDR, SLB_STALE, CONTEXT_ADDR, CONTEXT_SAVE = (OPENED + n for n in (5, 6, 7, 8))
 HASH_ADDR, HASH_WORDS = OPENED + 9, OPENED + 10  # the hashed page table, and its size
+LOOPS_ADDR = OPENED + 11  # the table of `loops`
 LOG = OPENED + 16
 LOG_FIELDS = 8  # kind, tick, cpu, pc, addr, size, value, msr
 LOG_MAX = 24_576
@@ -268,6 +263,17 @@ def _is_stale(s: Any, ea: int, size: int) -> bool:
     return False
 
 
+@njit(cache=True)
+def _follow_loops(s: Any, t: Any, uc: Any, tick: int, address: int) -> bool:
+    """Tell `loops` of a block that is not the next of its line; True if its rows must be taken."""
+    words = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 2,), np.uint32)
+    found = loops.follow(t, words, s[CPU], tick, address)
+    if found == loops.UNKNOWN:
+        loops.learn(t, words, tick, _read_reg(s, uc, UC_REG_MSR) & 1 != 0)
+        found = loops.follow(t, words, s[CPU], tick, address)
+    return bool(found == loops.FULL)
+
+
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
 def on_block(uc: Any, address: int, size: int, user: Any) -> None:
     """UC_HOOK_BLOCK: count the block before, stop before a block that would pass the limit.
@@ -298,6 +304,19 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
         return
     s[SPAN_LO] = min(s[SPAN_LO], ea)
     s[SPAN_HI] = max(s[SPAN_HI], ea)
+    t = carray(_pointer(s[LOOPS_ADDR]), (loops.SLOTS,), np.int64)
+    behind = t[loops.PC] + 4 * (tick - t[loops.TICK])
+    if t[loops.CPU] == s[CPU]:
+        if address == behind and address <= t[loops.EXIT]:
+            return
+        if address == t[loops.TOP] and behind - 4 == t[loops.EXIT]:
+            t[loops.TURNS] += 1
+            t[loops.PC] = address
+            t[loops.TICK] = tick
+            return
+    if _follow_loops(s, t, uc, tick, address):
+        s[STOPPED] = 1
+        _call_stop(s[EMU_STOP], uc)
 
 
 @njit(cache=True)

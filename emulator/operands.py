@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from numba import njit
 
+from emulator.compiled import njit
 from emulator.ppc64 import GPRS
 
 GPR_READS, GPR_WRITES, CR_READS, CR_WRITES, READS, WRITES, PARTLY = range(7)

@@ -311,6 +311,7 @@ class Recorder:
             if cancelled:
                 end = self._end("cancelled", cancelled, last, ok=False)
         self._checkpoint()
+        self.run.close_loops()
         self._emit(self.run.facts.record())
         self._emit(end)
         return end

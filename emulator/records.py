@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from emulator.errors import SessionError, TraceCorruptError
+from emulator.loopkinds import KINDS
 
 Json = dict[str, Any]
 
@@ -180,6 +181,19 @@ RECORDS: dict[str, tuple[Field, ...]] = {
     "checkpoint": (
         Field("tick", _TICK),
         Field("digest", _digest),
+    ),
+    "loop": (
+        Field("cpu", _CPU),
+        Field("level", _number(0, 64)),
+        Field("begin", _TICK),
+        Field("end", _TICK),
+        Field("ticks", _number(1, MAX_TICK)),
+        Field("turns", _number(1, MAX_TICK)),
+        Field("entries", _number(1, MAX_TICK)),
+        Field("head", _hex64),
+        Field("tail", _hex64),
+        Field("kind", _one_of(KINDS)),
+        Field("symbol", _text(256), ""),
     ),
     "progress": (Field("tick", _TICK),),
     "end": (

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulator import mmu
+from emulator.compiled import carray, cfunc, njit, types
 from emulator.disassembly import disassemble
 from emulator.errors import LimitError
 from emulator.firmware import HYPERCALLS
@@ -40,10 +41,6 @@ from emulator.native import (
     _pointer,
     _read_reg,
     _translate,
-    carray,
-    cfunc,
-    njit,
-    types,
 )
 from emulator.operands import (
     GPR_READS,

@@ -8,6 +8,7 @@ session both drive it.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
 from emulator.hashtable import table_bytes
 from emulator.images import KernelImage
+from emulator.loopkinds import MAX_BODY_WORDS, kind_of
+from emulator.loops import Loop
 from emulator.machine import Access, Machine, Step, Stop, Watch
 from emulator.mmu import ACCESS_FETCH
 from emulator.placement import Placement
@@ -34,6 +37,8 @@ Record = dict[str, Any]
 Emit = Callable[[Record], None]
 
 CONSOLE_LINE_BYTES: Final = 1024
+MAX_LOOPS: Final = 20_000
+"""Loops that a trace tells of; a run with more is told of the first."""
 WINDOW_INSTRUCTIONS: Final = 12
 """Disassembled before and after NIP in the state of a moment."""
 _FLAG_ASKED: Final = ("purgatory", "head", "relocate", "copy")
@@ -84,6 +89,7 @@ class Run:
         self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
         """Takes the rows of `Machine.take_trail` after each slice."""
         self._moved = False
+        self._loops = 0
         self._line = bytearray()
         self._drawn = 0
         self._seed = seed
@@ -180,8 +186,41 @@ class Run:
                 self.on_access(row)
             else:
                 self._note_access(row)
+        for loop in self.machine.loops.take():
+            self._note_loop(loop)
         self._arrivals.clear()
         self._interrupted.clear()
+
+    def close_loops(self) -> None:
+        """The run ends here: tell of the loops that are open."""
+        self.machine.loops.close(self.machine.tick)
+        for loop in self.machine.loops.take():
+            self._note_loop(loop)
+
+    def _note_loop(self, loop: Loop) -> None:
+        """Emit the record of a loop that has ended, as far as a trace has room for more."""
+        self._loops += 1
+        if self._loops > MAX_LOOPS:
+            return
+        start, count = loop.head & native.EA_MASK, (loop.tail - loop.head) // 4 + 1
+        body = self.machine.ram[start : start + 4 * min(count, MAX_BODY_WORDS)]
+        words = [word for (word,) in struct.iter_unpack("<I" if loop.little else ">I", body)]
+        self._emit(
+            {
+                "t": "loop",
+                "cpu": loop.cpu,
+                "level": loop.level,
+                "begin": loop.first,
+                "end": loop.last,
+                "ticks": loop.ticks,
+                "turns": loop.turns,
+                "entries": loop.entries,
+                "head": hex64(loop.head),
+                "tail": hex64(loop.tail),
+                "kind": kind_of(words),
+                "symbol": self.names.name_at(loop.head),
+            }
+        )
 
     def _note_range(self, row: Access) -> None:
         interrupted = (row.cpu, row.tick) in self._interrupted
@@ -380,7 +419,14 @@ class Run:
             "symbol": symbol,
             "lr_symbol": self.names.name_at(registers.lr) if registers.lr else "",
             "registers": {name: hex64(value) for name, value in registers.named().items()},
-        }
+            "loops": [
+                {
+                    "head": hex64(turn.head), "tail": hex64(turn.tail), "turn": turn.turn,
+                    "since": turn.since, "symbol": self.names.name_at(turn.head),
+                }
+                for turn in self.machine.loops.standing(cpu.number)
+            ],
+        }  # fmt: skip
 
     def _flags(self) -> list[Record]:
         order = "big" if self.placement.kernel_big_endian else "little"

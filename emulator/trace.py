@@ -52,6 +52,7 @@ from emulator.trace_schema import (
     Event,
     ImageFile,
     ImageInfo,
+    LoopRow,
     Slice,
     TraceDigest,
     writer_identity,
@@ -69,6 +70,7 @@ __all__ = [
     "Event",
     "ImageFile",
     "ImageInfo",
+    "LoopRow",
     "Slice",
     "TraceReader",
     "TraceWriter",
@@ -177,7 +179,7 @@ class TraceWriter:
             raise TraceCorruptError(f"a {kind!r} record after the end")
         if kind == "slice":
             self._add_slice(check_fields("slice", record))
-        elif kind in ("event", "console", "checkpoint"):
+        elif kind in ("event", "console", "checkpoint", "loop"):
             self._add_ordered(kind, check_fields(kind, record))
         elif kind == "progress":
             self.tick = max(self.tick, check_fields("progress", record)[0])

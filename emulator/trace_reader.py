@@ -39,6 +39,7 @@ from emulator.trace_schema import (
     ConsoleChunk,
     Event,
     ImageInfo,
+    LoopRow,
     Slice,
     TraceDigest,
     writer_lives,
@@ -319,6 +320,13 @@ class TraceReader:
         rows = self._rows(sql, MAX_ROWS["checkpoint"])
         return [Checkpoint(*check_row("checkpoint", row)) for row in rows]
 
+    def loops(self, limit: int | None = None) -> Iterator[LoopRow]:
+        """Yield the loops, in order of arrival: one before those in it, nests by CPU and tick."""
+        columns = 'cpu,level,begin,"end",ticks,turns,entries,head,tail,kind,symbol'
+        sql = f"SELECT {columns} FROM loop ORDER BY id LIMIT ?"  # noqa: S608
+        for row in self._rows(sql, MAX_ROWS["loop"] if limit is None else limit):
+            yield LoopRow(*check_row("loop", row))
+
     def image_infos(self) -> dict[str, ImageInfo]:
         """Return name, sha256 and size of each image by its role, without reading the bytes."""
         infos = {}
@@ -385,5 +393,7 @@ class TraceReader:
             digest.add("console", chunk)
         for checkpoint in self.checkpoints():
             digest.add("checkpoint", checkpoint)
+        for loop in self.loops():
+            digest.add("loop", loop)
         images = {role: info.sha256 for role, info in self.image_infos().items()}
         return digest.hexdigest(self.spec, images, self.placement, self.end or {}, self.facts)

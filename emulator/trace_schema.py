@@ -2,6 +2,7 @@
 
 Log of versions (did you bump TRACE_VERSION? is README.md updated? is an old trace refused by name?)
     1   first released format; meta may hold "facts" (JSON), which older traces do not have
+    2   table loop
 
 Not here: writing (`trace.py`) and reading what a stranger may have made (`trace_reader.py`).
 """
@@ -17,11 +18,17 @@ from typing import Any, NamedTuple
 
 from emulator.records import Json, canonical_json
 
-TRACE_VERSION = 1
+TRACE_VERSION = 2
 APPLICATION_ID = 0x626F6F74  # "boot"
 
 MAX_IMAGE_BYTES = 512 << 20
-MAX_ROWS = {"slice": 4_000_000, "event": 1_000_000, "console": 1_000_000, "checkpoint": 100_000}
+MAX_ROWS = {
+    "slice": 4_000_000,
+    "event": 1_000_000,
+    "console": 1_000_000,
+    "checkpoint": 100_000,
+    "loop": 50_000,
+}
 MAX_CONSOLE_BYTES = 16 << 20
 ROLES = ("kernel", "purgatory", "dtb", "initrd")
 STATUSES = ("running", "finished", "killed", "cancelled", "failed")
@@ -71,6 +78,20 @@ SCHEMA = (
     tick INTEGER PRIMARY KEY,   -- the tick of the state
     digest TEXT NOT NULL        -- of the state of the whole machine (Machine.state_digest), hex
 ) STRICT""",
+    """CREATE TABLE loop (
+    id INTEGER PRIMARY KEY,     -- order of arrival, from 1: a loop before those in it
+    cpu INTEGER NOT NULL,       -- index of the CPU
+    level INTEGER NOT NULL,     -- 0, or in how many of the loops before it this one lies
+    begin INTEGER NOT NULL,     -- tick before the first instruction of its first turn
+    "end" INTEGER NOT NULL,     -- tick after its last instruction
+    ticks INTEGER NOT NULL,     -- instructions that the CPU retired in it, called functions too
+    turns INTEGER NOT NULL,     -- of all entries, each entry's first turn counted
+    entries INTEGER NOT NULL,   -- how often it was entered, within the loop around it
+    head TEXT NOT NULL,         -- address where a turn begins, 0x and 16 digits
+    tail TEXT NOT NULL,         -- address of the last branch back there
+    kind TEXT NOT NULL,         -- one of loopkinds.KINDS
+    symbol TEXT NOT NULL        -- sym+0xoff/0xsize of head, or empty
+) STRICT""",
 )
 
 # One statement a table; also the order of the tables in the digest.
@@ -80,6 +101,8 @@ INSERT = {
     " VALUES (?,?,?,?,?,?,?,?,?)",
     "console": "INSERT INTO console (tick,cpu,data) VALUES (?,?,?)",
     "checkpoint": "INSERT INTO checkpoint VALUES (?,?)",
+    "loop": 'INSERT INTO loop (cpu,level,begin,"end",ticks,turns,entries,head,tail,kind,symbol)'
+    " VALUES (?,?,?,?,?,?,?,?,?,?,?)",
 }
 
 DOCUMENTS = {
@@ -143,6 +166,27 @@ class Checkpoint(NamedTuple):
 
     tick: int
     digest: str
+
+
+class LoopRow(NamedTuple):
+    """A loop that a CPU ran through, all its entries within the loop around it together."""
+
+    cpu: int
+    level: int
+    begin: int
+    end: int
+    ticks: int
+    turns: int
+    entries: int
+    head: str
+    tail: str
+    kind: str
+    symbol: str
+
+    @property
+    def tick(self) -> int:
+        """Where it is in the run."""
+        return self.begin
 
 
 class TraceDigest:

@@ -216,7 +216,9 @@ def test_both_versions_are_named(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "t")
     db.execute(f"PRAGMA user_version={TRACE_VERSION + 6}")
     db.close()
-    with pytest.raises(TraceVersionError, match=f"version 7; this bootflow reads {TRACE_VERSION}"):
+    with pytest.raises(
+        TraceVersionError, match=f"version {TRACE_VERSION + 6}; this bootflow reads {TRACE_VERSION}"
+    ):
         TraceReader(tmp_path / "t")
 
 

@@ -267,7 +267,7 @@ def test_part_of_a_run_is_verified_as_far_as_it_goes(
     if outcome.status == "finished":
         pytest.fail("the run was over before it could be cancelled")
     done = prove(pool, path)
-    assert (done.verified, done.status, done.digest) == (True, "cancelled", None)
+    assert (done.verified, done.status, done.digest) == (True, "cancelled", None), done.difference
     assert done.rows["event"] > 10
     killed = forged(good, tmp_path, *_KILL, sign=False)
     done = prove(pool, killed)
