@@ -17,7 +17,26 @@ from tests.browser.reader import Site, get, keep, post, upload
 
 pytestmark = pytest.mark.browser
 
-LINKS = ("h", "l", "H", "L", "[", "]", "Home", "End", "u", "t")
+LINKS = (
+    "h",
+    "l",
+    "H",
+    "L",
+    "{",
+    "}",
+    "j",
+    "k",
+    "J",
+    "K",
+    "(",
+    ")",
+    "[",
+    "]",
+    "Home",
+    "End",
+    "u",
+    "t",
+)
 FOLLOWING = ("w", "r", ",", ".", "Escape")
 """Keys of a moment that press a link; the second lot wants something that is followed."""
 
