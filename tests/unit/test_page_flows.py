@@ -82,7 +82,7 @@ def test_compressed_view_and_move_are_small(client: FlaskClient) -> None:
         ("at=r7&cpu=1&what=last-write", TICK - 1),
         ("at=cr&cpu=1&what=next-read", TICK + 5),
         ("at=r7&what=next-insn", TICK + 1),
-        ("at=r7&cpu=2&what=next-slice", fabricated.RELEASED),
+        ("at=r7&cpu=2&what=next-slice", fabricated.RELEASED + 100),
     ],
 )
 def test_seek_goes_to_the_access(client: FlaskClient, query: str, tick: int) -> None:
