@@ -61,6 +61,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     )
     from app.asking import Answers
     from app.compress import Gzip
+    from app.drawing import short
     from app.explorations import Explorations
     from app.fresh import Bodies
     from app.index import Index
@@ -84,6 +85,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     app.jinja_env.trim_blocks = app.jinja_env.lstrip_blocks = True
     app.jinja_env.filters["fit"] = render.fit
     app.jinja_env.filters["n"] = lambda value: f"{value:,}"
+    app.jinja_env.filters["short"] = short
     app.jinja_env.globals |= markup.GLOBALS
     app.jinja_env.globals["static_url"] = _static_url
     app.jinja_env.globals["site"] = lambda: (app.config["PUBLIC_URL"] or request.host_url).rstrip(

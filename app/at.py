@@ -135,6 +135,25 @@ def _answer(run_id: str, tick: int) -> tuple[seeking.AnswerPage, Run]:
         return seeking.answer_page(run, reader, told, tick, looked, what, asker(run)), run
 
 
+@blueprint.get("/t/<run_id>/<int:tick>/turn")
+def turn(run_id: str, tick: int) -> AnyResponse:
+    """Go to where a turn of a loop begins that a CPU is in."""
+    run = index().get(run_id)
+    looked = view.parse({key: value for key, value in request.args.items() if key != "turn"})
+    head, number = request.args.get("head", ""), request.args.get("turn", "").replace(",", "")
+    if not re.fullmatch(r"0x[0-9a-f]{1,16}", head) or not re.fullmatch(r"[0-9]{1,16}", number):
+        raise BadOption(
+            f"head={head[:20]!r}, turn={number[:20]!r}", hint="For example head=0x48a0858&turn=2."
+        )
+    reader = open_trace(run)
+    if reader is None:
+        raise pages.NoTraceYet(f"run {run_id} has no ticks yet")
+    with reader:
+        moments.check_tick(told_by(run, reader), tick)
+    found = seeking.turn_tick(tick, looked.cpu or 0, int(head, 16), max(int(number), 1), asker(run))
+    return _to(run, found, looked)
+
+
 @blueprint.get("/t/<run_id>/search")
 def search(run_id: str) -> AnyResponse:
     """Find symbols, addresses, ticks and kinds of events in a run."""

@@ -27,8 +27,10 @@ class Span:
     name: str
     label: str = ""
     fold: bool = False
-    loop: str = ""
-    """Name and count of the long loop that it is a part of."""
+    loop: tuple[str, ...] = ()
+    """Name of the long loop that it is a part of, ever shorter."""
+    turns: int = 0
+    """How many that loop has."""
     merged: bool = False
 
     @property

@@ -7,7 +7,6 @@ happen in the same locked-down process as for the web.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,26 +16,26 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from app.command import record_line, record_lines, spec_of
+from app.cli_reading import READING, in_file, json_option, print_json, print_lines, trace_argument
+from app.command import record_line, spec_of
 from app.exploring import Explored, explore_trace, record_races
-from app.panels import in_order
 from app.seeking import ASKED, seek_document
 from app.sessions import Outcome, PoolLimits, SessionPool
-from app.text import check_lines, event_lines, fit, moment_lines, schedule_document
+from app.text import check_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
 from emulator.check import Report, check_trace
 from emulator.errors import BootflowError, LimitError, SessionError, TraceError, size_words
 from emulator.explanation import Sentence, explain
 from emulator.options import no_such_cpu
 from emulator.records import check_answer
-from emulator.trace import EVENT_KINDS, ImageFile, TraceReader
+from emulator.trace import ImageFile, TraceReader
 from emulator.verdict import verdict
 
 MAX_FILE_BYTES = 512 << 20
@@ -45,10 +44,6 @@ RECORD_CHECKPOINT_SECONDS = 0.25
 MAX_CONNECTIONS = 1000
 """Open at once; who comes later waits until one closes, however little the others ask."""
 _LIMITS = PoolLimits(record_seconds=3600.0, answer_seconds=300.0)
-
-_in_file = click.Path(exists=True, dir_okay=False, path_type=Path)
-_trace_argument = click.argument("trace", type=_in_file)
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 class Size(click.ParamType[int]):
@@ -95,13 +90,8 @@ def main() -> None:
     """Show how a PowerPC64 Linux machine goes from one kernel to the next."""
 
 
-def _print(lines: Iterable[str]) -> None:
-    for line in lines:
-        click.echo(line)
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1))
+for _command in READING:
+    main.add_command(_command)
 
 
 # --- record -----------------------------------------------------------------------------------
@@ -110,11 +100,11 @@ def _print_json(document: Any) -> None:
 @main.command()
 @click.option("-l", "--load", is_flag=True, help="Load as kexec -l does: an ordinary kexec.")
 @click.option("-p", "--load-panic", is_flag=True, help="Load as kexec -p does: a crash kernel.")
-@click.argument("kernel", type=_in_file)
-@click.option("--purgatory", type=_in_file, required=True, help="purgatory.ro, kexec or vmlinux.")
+@click.argument("kernel", type=in_file)
+@click.option("--purgatory", type=in_file, required=True, help="purgatory.ro, kexec or vmlinux.")
 @click.option("--append", "--command-line", default="", help="The new kernel's command line.")
-@click.option("--dtb", "--devicetreeblob", type=_in_file, help="Device tree of the machine.")
-@click.option("--ramdisk", "--initrd", type=_in_file, help="Initial ramdisk.")
+@click.option("--dtb", "--devicetreeblob", type=in_file, help="Device tree of the machine.")
+@click.option("--ramdisk", "--initrd", type=in_file, help="Initial ramdisk.")
 @click.option("-i", "--no-checks", is_flag=True, help="Purgatory checks no digest.")
 @click.option("-d", "--debug", is_flag=True, help="Print the placement; purgatory prints too.")
 @click.option("--cpus", type=click.IntRange(1, 16), default=1, show_default=True)
@@ -233,9 +223,9 @@ def _report(path: Path, outcome: Outcome, *, debug: bool) -> int:
     with TraceReader(path) as trace:
         placed = bool(trace.placement)
         if debug:
-            _print(str(line) for line in trace.placement.get("debug", []))
+            print_lines(str(line) for line in trace.placement.get("debug", []))
         if outcome.status == "finished":
-            _print(part for line in verdict(trace).lines for part in fit(line, indent=10))
+            print_lines(part for line in verdict(trace).lines for part in fit(line, indent=10))
             click.echo(f"digest: {outcome.digest}")
             click.echo(f"trace: {path}")
     if outcome.error is None:
@@ -252,10 +242,10 @@ def _report(path: Path, outcome: Outcome, *, debug: bool) -> int:
 
 
 @main.command()
-@_trace_argument
+@trace_argument
 @click.option("--tick", type=click.IntRange(0), help="The moment; the last one by default.")
 @click.option("--cpu", type=click.IntRange(0, 15), help="Only this CPU.")
-@_json_option
+@json_option
 def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
     """Show the machine at one tick of TRACE: registers, code, low memory, the flag."""
     with TraceReader(trace) as reader:
@@ -270,9 +260,9 @@ def show(trace: Path, tick: int | None, cpu: int | None, as_json: bool) -> None:
         state = check_answer("state", pool.query("run", trace, question))
     try:
         if as_json:
-            _print_json(_state_document(state, cpu))
+            print_json(_state_document(state, cpu))
         else:
-            _print(moment_lines(state, last, cpu))
+            print_lines(moment_lines(state, last, cpu))
     except (KeyError, TypeError, ValueError) as exc:
         raise SessionError(f"the session's answer lacks something: {exc!r}") from exc
 
@@ -295,12 +285,12 @@ def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
 
 
 @main.command()
-@_trace_argument
+@trace_argument
 @click.argument("what", type=click.Choice(ASKED), metavar="WHAT")
 @click.option("--tick", type=click.IntRange(0), required=True, help="Seen from this moment.")
 @click.option("--at", default="", help="A place or register: 0x5c, 0x200005c+4, r7.")
 @click.option("--cpu", type=click.IntRange(0, 15), help="Whose register; a step of this CPU only.")
-@_json_option
+@json_option
 @click.pass_context
 def seek(ctx: click.Context, /, trace: Path, what: str, as_json: bool, **seen: Any) -> None:
     """Say who wrote last or reads next, or where one step leads; exit status 1 if nowhere.
@@ -311,77 +301,16 @@ def seek(ctx: click.Context, /, trace: Path, what: str, as_json: bool, **seen: A
     with TraceReader(trace) as reader, SessionPool(_LIMITS, keep_spare=False) as pool:
         document = seek_document(reader, what, seen, lambda query: pool.query("run", trace, query))
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
-        _print(part for line in document["lines"] for part in fit(line, indent=4))
+        print_lines(part for line in document["lines"] for part in fit(line, indent=4))
     ctx.exit(1 if document["tick"] is None else 0)
 
 
-@main.command()
-@_trace_argument
-@click.option("--kind", type=click.Choice(EVENT_KINDS), help="Only these.")
-@_json_option
-def events(trace: Path, kind: str | None, as_json: bool) -> None:
-    """List the events of TRACE."""
-    with TraceReader(trace) as reader, closing(reader.events(kind)) as found:
-        if as_json:
-            _print_json([event._asdict() for event in found])
-        else:
-            _print(event_lines(in_order(found, reader.end)))
-
-
-@main.command()
-@_trace_argument
-@click.option("--tick", type=click.IntRange(0), help="Only what was out at this tick.")
-@_json_option
-def console(trace: Path, tick: int | None, as_json: bool) -> None:
-    """Print what the guest sent to its console."""
-    with TraceReader(trace) as reader:
-        if as_json:
-            chunks = reader.console_chunks(tick)
-            _print_json(
-                [{"tick": c.tick, "cpu": c.cpu, "text": c.data.decode("latin-1")} for c in chunks]
-            )
-            return
-        text = reader.console(tick).decode("latin-1").replace("\r\n", "\n")
-    # A guest that sends escape sequences does not get at the user's terminal.
-    click.echo(re.sub(r"[^\x20-\x7e\n]", ".", text), nl=not text.endswith("\n"))
-
-
-@main.command("verdict")
-@_trace_argument
-@_json_option
-def show_verdict(trace: Path, as_json: bool) -> None:
-    """Say in a few lines what happened: did the kernel stay or move, and who set the flag."""
-    with TraceReader(trace) as reader:
-        told = verdict(reader)
-        document = {
-            "status": reader.status,
-            "word": told.word,
-            "asked": told.asked,
-            "sentence": told.sentence,
-            "lines": list(told.lines),
-            "digest": reader.digest,
-            "end": reader.end,
-            "command": list(_again(reader)),
-        }
-    if as_json:
-        _print_json(document)
-    else:
-        _print(part for line in told.lines for part in fit(line, indent=10))
-        _print(["", *document["command"]] if document["command"] else [])
-
-
-def _again(reader: TraceReader) -> tuple[str, ...]:
-    """Return the command that records the same run, for a shell."""
-    files = {info.role: info.name for info in reader.image_infos().values()}
-    return record_lines(reader.spec, files)
-
-
 @main.command("check")
-@_trace_argument
+@trace_argument
 @click.option("--schedules", type=click.IntRange(0, 10_000), help="Try N seeds, and adversaries.")
-@_json_option
+@json_option
 @click.pass_context
 def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: bool) -> None:
     """Judge the rules of the hand-off on TRACE; exit status 1 when one fails."""
@@ -400,10 +329,10 @@ def show_check(ctx: click.Context, trace: Path, schedules: int | None, as_json: 
         document = report.document()
         if found is not None:
             document["schedules"] = schedule_document(found, command)
-        _print_json(document)
+        print_json(document)
     else:
         lines = check_lines(report, why, found, command)
-        _print(part for line in lines for part in fit(line, indent=10))
+        print_lines(part for line in lines for part in fit(line, indent=10))
     ctx.exit(1 if report.failed or (found is not None and found.races) else 0)
 
 
@@ -428,8 +357,8 @@ def _explored(pool: SessionPool, trace: Path, seeds: int) -> Explored:
 
 
 @main.command("verify")
-@_trace_argument
-@_json_option
+@trace_argument
+@json_option
 @click.pass_context
 def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
     """Prove TRACE: run it again, compare every row; exit status 1 if anything differs."""
@@ -447,9 +376,9 @@ def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
         done = verify(trace, pool, Path(folder) / "again", on_tick=show)
     progress.clear()
     if as_json:
-        _print_json(verification_document(done))
+        print_json(verification_document(done))
     else:
-        _print(part for line in verification_lines(done) for part in fit(line, indent=10))
+        print_lines(part for line in verification_lines(done) for part in fit(line, indent=10))
     ctx.exit(0 if done.verified else 1)
 
 
@@ -457,14 +386,14 @@ def verify_trace(ctx: click.Context, trace: Path, as_json: bool) -> None:
 
 
 @main.command("fetch-debian")
-@_json_option
+@json_option
 def fetch_debian(as_json: bool) -> None:
     """Fetch Debian's ppc64el kernel and kexec into the cache; print where they are."""
     from app import debian
 
     pair = debian.fetch_debian(say=lambda line: click.echo(line, err=True))
     if as_json:
-        _print_json({"vmlinux": str(pair.vmlinux), "kexec": str(pair.kexec)})
+        print_json({"vmlinux": str(pair.vmlinux), "kexec": str(pair.kexec)})
     else:
         click.echo(f"vmlinux: {pair.vmlinux} ({pair.kernel_package})")
         click.echo(f"kexec: {pair.kexec} ({pair.kexec_package})")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from app import pages
+from app.looping import loop_documents
 
 FORMAT_VERSION = 1
 
@@ -58,6 +59,7 @@ def _run_document(page: pages.RunPage) -> dict[str, Any]:
         "placement": list(page.placement),
         "command": list(page.command),
         "where": [dataclasses.asdict(row) for row in page.cpus],
+        "loops": loop_documents(page.loops),
         "events": [dataclasses.asdict(row) for row in page.events],
         "events_left_out": page.more_events,
         "console": [dataclasses.asdict(line) for line in page.console],
@@ -85,6 +87,7 @@ def _moment_document(page: pages.RunPage) -> dict[str, Any]:
         "disassembly": moment.state.get("disassembly", {}),
         "steps": moment.window.get("steps", []),
         "selected": dataclasses.asdict(moment.selected) if moment.selected else None,
+        "in_loops": [dataclasses.asdict(loop) for loop in moment.loops],
         "moves": dataclasses.asdict(moment.moves),
         "problem": moment.problem,
     }

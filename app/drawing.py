@@ -353,12 +353,13 @@ def _ruler(canvas: Canvas, ax: Axis, y: float) -> float:
     canvas.name(y + 24, "ticks in it", "e m")
     for span, left, right in blocks(ax):
         room, middle = right - left, (left + right) / 2
-        for name in (span.loop, span.loop.partition(" ")[2], span.name, span.label):
-            name += " +" if span.merged and name else ""
+        for name in (*span.loop, span.name, span.label):
+            name += " +" if span.merged else ""
             if len(name) * CHAR_PX < room:
                 canvas.text(middle, y + 12, "c b" if span.fold else "c", name)
                 break
-        for words in (f"{span.ticks:,}", short(span.ticks)):
+        count = (f"x {span.turns:,}", f"x {short(span.turns)}") if span.turns else ()
+        for words in (*count, f"{span.ticks:,}", short(span.ticks)):
             if len(words) * 6.1 < room - 2:
                 canvas.text(middle, y + 24, "c m s", words)
                 break
@@ -471,8 +472,10 @@ def _flag_band(
             canvas.rect(left, y, right - left, tall, "fb", f"value {words} from tick {tick:,}")
         else:
             canvas.rect(left + 0.8, y + 0.8, right - left - 1.6, tall - 1.6, "fo", f"value {words}")
-        if tall > 10 and len(words) * CHAR_PX + 22 < right - left:
-            side = left + (14 if index else 6)
+        side = left + (14 if index else 6)
+        marks = (ax.x(m.tick) - 9 - 9 * m.write for m in scene.flag if m.tick > tick)
+        room = min((x for x in marks if x > left), default=right - 8) - side
+        if tall > 10 and len(words) * CHAR_PX < room:
             canvas.text(side, y + tall - 2.5, "of" if is_set else "f", words)
 
 

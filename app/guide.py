@@ -14,6 +14,7 @@ from werkzeug.wrappers import Response as AnyResponse
 from app.documents import FORMAT_VERSION
 from app.errors import BadOption
 from app.explorations import LIMITS as EXPLORED
+from app.looping import TEXT_HEAD
 from app.render import render
 from emulator.handoff import FLAGS, LOW_FIELDS, STAGES
 
@@ -84,6 +85,10 @@ ADDRESSES = (
         "by a step of all CPUs or of cpu=: next-insn, next-event, next-slice, previous-...",
         "seek.txt seek.json",
     ),
+    Address(
+        "/t/<id>/<tick>/turn?cpu=&head=&turn=",
+        "redirects to where a turn begins of a loop that a CPU is in at the tick",
+    ),
     Address("/t/<id>/search?q=", "find in a run", "search.txt search.json"),
     Address("/t/<id1>..<id2>/", "two runs aligned by stage", ".txt .json"),
     Address("/compare?a=&b=", "redirects to the comparison of two ids or links"),
@@ -139,6 +144,7 @@ FIELDS = (
     ("placement", "the loader's work in the words of kexec -d"),
     ("command", "bootflow record with the options of the run, in lines for a shell; of a run"),
     ("where", "a line a CPU: stage, NIP, symbol, since when, what comes next"),
+    ("loops", "cpu, level, stage, begin, end, ticks, turns, entries, head, tail, kind, name"),
     ("events", "tick, end_tick, cpu, kind, text, symbol, count; those round the tick"),
     ("events_left_out", "how many more there are"),
     ("console", "tick, cpu, text of each line up to here"),
@@ -153,6 +159,7 @@ FIELDS = (
     ("disassembly", "a list a CPU round its NIP: addr, bytes, text, symbol, le"),
     ("steps", "instructions as they ran: tick, cpu, nip, bytes, text, changed, memory"),
     ("selected", "what is followed: name, value, and the chain of steps that the value came by"),
+    ("in_loops", "of a moment: cpu, level, name, kind, turn, turns, since, end of each loop"),
     ("moves", "ticks of the neighbours: insn, event, slice, flag; those of the open cpu again"),
     ("problem", "why the session could not be asked, else empty"),
 )
@@ -174,6 +181,8 @@ LEGEND = (
     "A filled disc writes the flag, a ring reads it; outlined: not 1; solid: 1.",
     "Hatched: a CPU in the hold loop. A torn edge folds a long loop. + after a name: several "
     "stages too narrow to show apart.",
+    "A loop is what a CPU came back to by a branch backwards; its count is of turns that ran. A "
+    "CPU that only spins is parked after a few: it retires nothing until what it reads changes.",
     "Low memory: the letter right of a row is the stage that wrote the byte last.",
 )
 
@@ -258,6 +267,12 @@ def icon() -> AnyResponse:
 def key_table() -> tuple[Key, ...]:
     """Return the keys for the dialog."""
     return KEYS
+
+
+@blueprint.app_template_global()
+def loop_head() -> str:
+    """Return the head of a table of loops in text."""
+    return TEXT_HEAD
 
 
 @blueprint.app_template_global()

@@ -10,17 +10,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from app.axis import Span, cut
+from emulator.handoff import LINEAR_BASE
 from emulator.lanes import Lanes
 from emulator.trace import LoopRow
 
 Json = dict[str, Any]
+Fold = tuple[int, int, tuple[str, ...], int]
 
 MAX_ROWS = 2_000
 """Loops of a run that pages look at."""
 FOLD_TICKS = 16_384
 """A loop of more ticks than that may be folded."""
-MAX_FOLDS = 16
-TABLE_ROWS = 24
+MAX_FOLDS = 12
+KERNEL_SHARE = 0.01
+"""Of the run, that a loop in the new kernel's C code must have to be folded: what comes before is
+what a hand-off is about."""
+TABLE_ROWS = 20
 """Rows of the table on a page; the .json twin and the command line have all."""
 MOST_OF = 0.9
 """An inner loop with so much of an outer one's instructions is what that one is called by."""
@@ -72,6 +77,26 @@ class LoopLine:
         """Its name and count."""
         return f"{self.name} x {self.turns:,}"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Its name, ever shorter: for `memcpy+0xc` also `memcpy`, `copy`; a delay's is `delay`."""
+        function = self.name.partition("+")[0].partition(".")[0]
+        if self.kind in ("delay", "spin"):
+            return (self.name, self.kind)
+        names = (self.name, function, *([self.kind] if self.kind != "call" else []))
+        return tuple(dict.fromkeys(names))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Name and count, ever shorter: `master+0x58 x 65,536`, .. `x 65,536`, `65k`."""
+        full = [f"{name} x {self.turns:,}".strip() for name in (*self.names, "")]
+        return (*full, f"{self.turns // 1000}k") if self.turns >= 10_000 else tuple(full)
+
+    @property
+    def is_kernel(self) -> bool:
+        """It is of the new kernel's C code, no longer of the hand-off."""
+        return int(self.head, 16) >= LINEAR_BASE
+
 
 def loop_lines(rows: Iterable[LoopRow], lanes: Lanes) -> tuple[LoopLine, ...]:
     """Name the loops of a trace and the stages that they are in."""
@@ -103,42 +128,45 @@ def known_as(nest: Sequence[LoopLine]) -> LoopLine:
     return named
 
 
-def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[tuple[int, int, str]]:
-    """Return (begin, end, words) of the longest loops during which no other CPU retired anything.
+def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
+    """Return (begin, end, names, turns) of long loops in which no other CPU retired anything.
 
     Args:
         lines: of one run.
         boot_cpu: the CPU whose stages cut the axis.
     """
     found = []
+    last = max((line.end for line in lines), default=0)
     for nest in nests(lines):
         line = nest[0]
         alone = line.ticks == line.end - line.begin
-        if line.cpu == boot_cpu and alone and line.ticks > FOLD_TICKS:
-            found.append((line.begin, line.end, known_as(nest).words))
+        least = max(FOLD_TICKS, KERNEL_SHARE * last if line.is_kernel else 0)
+        if line.cpu == boot_cpu and alone and line.ticks > least:
+            named = known_as(nest)
+            found.append((line.begin, line.end, named.names, named.turns))
     found.sort(key=lambda fold: fold[0] - fold[1])
     return sorted(found[:MAX_FOLDS])
 
 
-def folded(spans: Sequence[Span], loops: Sequence[tuple[int, int, str]]) -> list[Span]:
+def folded(spans: Sequence[Span], loops: Sequence[Fold]) -> list[Span]:
     """Cut the boot CPU's spans at the edges of its long loops and mark what lies in them."""
-    edges = sorted({tick for begin, end, _ in loops for tick in (begin, end)})
+    edges = sorted({tick for fold in loops for tick in fold[:2]})
     out = []
     for span in cut(spans, edges):
-        inside = [words for begin, end, words in loops if begin <= span.lo and span.hi <= end]
-        out.append(replace(span, fold=True, loop=inside[0]) if inside else span)
+        inside = [fold for fold in loops if fold[0] <= span.lo and span.hi <= fold[1]]
+        for _, _, names, turns in inside[:1]:
+            span = replace(span, fold=True, loop=names, turns=turns)
+        out.append(span)
     return out
 
 
 def table(lines: Sequence[LoopLine], most: int = TABLE_ROWS) -> tuple[LoopLine, ...]:
-    """Return the loops with most instructions, in the order that they ran, within their nests."""
-    if len(lines) <= most:
-        return tuple(lines)
-    least = sorted((line.ticks for line in lines), reverse=True)[most - 1]
-    return tuple(line for line in lines if line.ticks >= least)[:most]
+    """Return the longest loops, those of the hand-off first, in the order that they ran."""
+    ranks = sorted(range(len(lines)), key=lambda at: (lines[at].is_kernel, -lines[at].ticks))
+    return tuple(lines[at] for at in sorted(ranks[:most]))
 
 
-def document(lines: Iterable[LoopLine]) -> list[Json]:
+def loop_documents(lines: Iterable[LoopLine]) -> list[Json]:
     """Return loops as the documented JSON."""
     return [
         {
@@ -150,17 +178,80 @@ def document(lines: Iterable[LoopLine]) -> list[Json]:
     ]  # fmt: skip
 
 
-TEXT_HEAD = f"{'tick':>13} {'cpu':>3}   {'instructions':>13} {'turns':>11}  loop"
+@dataclass(frozen=True)
+class Standing:
+    """A loop that a CPU is in at a tick."""
+
+    cpu: int
+    level: int
+    letter: str
+    head: str
+    name: str
+    kind: str
+    turn: int
+    """Which turn of this entry, from 1."""
+    turns: int | None
+    """How many this entry has, if that is known: the loop is entered once, and has ended."""
+    since: int
+    """Tick before this entry's first turn."""
+    end: int | None
+    """Tick after it, if that is known."""
+
+    @property
+    def words(self) -> str:
+        """`turn 3,412 of 65,536 of master+0x58 (counts down)`."""
+        of = f" of {self.turns:,}" if self.turns is not None else ""
+        does = f" ({DOES[self.kind]})" if self.kind in DOES else ""
+        return f"turn {self.turn:,}{of} of {self.name}{does}"
+
+
+def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standing, ...]:
+    """Say which loops each CPU is in, and at which turn, the outermost first.
+
+    Args:
+        lines: of the run.
+        state: the session's answer; its CPUs know their loops from the second turn on.
+        tick: of the state.
+    """
+    around = [line for line in lines if line.begin <= tick < line.end]
+    found = []
+    for cpu in state.get("cpus", []):
+        number, row = int(cpu["cpu"]), cpu.get("loops", [])
+        own = [line for line in around if line.cpu == number]
+        heads = {str(item.get("head")) for item in row}
+        for line in own:  # in their first turn: nothing has come back yet
+            if line.entries == 1 and line.head not in heads:
+                found.append(_standing(line, {"turn": 1, "since": line.begin}, line.level))
+        for level, item in enumerate(row):
+            known = next((line for line in own if line.head == item.get("head")), None)
+            found.append(_standing(known or _unknown(number, item), item, level))
+    return tuple(sorted(found, key=lambda one: (one.cpu, one.level, one.since)))
+
+
+def _unknown(cpu: int, item: Json) -> LoopLine:
+    """A loop that is too short to be told of."""
+    head = str(item["head"])
+    name = str(item.get("symbol", "")).partition("/")[0] or f"0x{int(head, 16):x}"
+    return LoopLine(cpu, 0, "", int(item["since"]), 0, 0, 0, 2, head, "", "", name)
+
+
+def _standing(line: LoopLine, item: Json, level: int) -> Standing:
+    once = line.entries == 1
+    return Standing(
+        line.cpu, level, line.letter, line.head, line.name, line.kind, int(item["turn"]),
+        line.turns if once else None, int(item["since"]), line.end if once else None,
+    )  # fmt: skip
+
+
+TEXT_HEAD = f"{'tick':>13} {'cpu':>3}   {'turns':>10} {'instructions':>13}  loop"
 
 
 def text_lines(lines: Iterable[LoopLine]) -> Iterator[str]:
-    """Yield two lines a loop, of at most 75 columns: counts and place, then what it does."""
+    """Yield two lines a loop, of at most 75 columns: its counts and name, then what it does."""
     for line in lines:
-        start = f"{line.begin:>13} {line.cpu:>3} {line.letter} {line.ticks:>13} {line.turns:>11}"
-        indent = "  " * min(line.level, 6)
-        yield f"{start}  {indent}{line.name}"[:75]
-        last = int(line.tail, 16) & 0xFFFF
-        entries = f"in {line.entries} entries, " if line.entries > 1 else ""
-        words = (int(line.tail, 16) - int(line.head, 16)) // 4 + 1
-        body = f"{entries}{words} words to 0x..{last:04x}, {line.does}"
-        yield f"{'':46}{indent}{body}"[:75]
+        start = f"{line.begin:>13} {line.cpu:>3} {line.letter} {line.turns:>10} {line.ticks:>13}"
+        yield f"{start}  {'  ' * min(line.level, 6)}{line.name}"[:75]
+        head, words = int(line.head, 16), (int(line.tail, 16) - int(line.head, 16)) // 4 + 1
+        entries = f", entered {line.entries} times" if line.entries > 1 else ""
+        body = f"{head:x}, {words} word{'s' * (words > 1)}; {line.does}{entries}"
+        yield f"{'':18}{body}"[:75]

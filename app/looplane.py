@@ -73,7 +73,7 @@ def _bar(canvas: Canvas, left: float, right: float, line: LoopLine, y: float, hr
     )
     link = f"{href}{line.begin}/{canvas.keep}" if href else ""
     canvas.rect(left, y, right - left, TALL, "seg lp", words, link)
-    for label in (line.words, f"x {line.turns:,}", "x"):
+    for label in line.labels:
         if len(label) * SMALL_CHAR_PX + 4 < right - left:
             canvas.text((left + right) / 2, y + 9.8, "c s", label)
             return

@@ -19,6 +19,7 @@ from app.canvas import Drawing
 from app.drawing import finish, short, timeline
 from app.index import Run
 from app.lens import BACK, ON, Cell
+from app.looping import Standing, standing
 from app.moves import Moves, moves
 from app.steps import (
     BACK as STEPS_BACK,
@@ -111,6 +112,8 @@ class Moment:
     window: Json
     problem: str = ""
     steps_problem: str = ""
+    loops: tuple[Standing, ...] = ()
+    """The loops that the CPUs are in."""
     sampled: bool = False
     """The session has not looked through the run yet: later it can show functions here."""
 
@@ -181,6 +184,7 @@ def moment_page(
         sampled=_sampled(answers),
         window={"steps": window.get("steps", [])},
         selected=_selected(view, told, moment, *answers.get("selected", ({}, ""))),
+        loops=standing(told.loops, state, tick),
     )
     console = [line for line in told.console if line.tick <= tick]
     after = next((line for line in told.console if line.tick > tick), None)

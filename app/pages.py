@@ -15,6 +15,7 @@ from app.canvas import Drawing
 from app.command import option_words, quote, record_lines
 from app.drawing import mini, timeline
 from app.index import Run
+from app.looping import LoopLine, table, text_lines
 from app.story import Story, scene
 from app.telling import told_by
 from app.view import View
@@ -85,6 +86,18 @@ class RunPage:
     flooded: tuple[str, ...] = ()
     command: tuple[str, ...] = ()
     """`bootflow record` with the options of this run, in lines for a shell."""
+    loops: tuple[LoopLine, ...] = ()
+    """All that the story has; pages show the longest."""
+
+    @property
+    def long_loops(self) -> tuple[LoopLine, ...]:
+        """The loops that a page shows."""
+        return table(self.loops)
+
+    @property
+    def loop_text(self) -> list[str]:
+        """The same as text of at most 75 columns."""
+        return list(text_lines(self.long_loops))
 
     @property
     def live(self) -> bool:
@@ -312,6 +325,7 @@ def run_page(
         view,
         flooded=told.flooded,
         command=_command(reader),
+        loops=told.loops,
     )
 
 

@@ -141,6 +141,20 @@ def _who(answer: Json) -> str:
     return panels.printable(f"{by or '?'} at {answer.get('symbol') or answer.get('nip')}")
 
 
+def turn_tick(tick: int, cpu: int, head: int, turn: int, ask_all: AskAll) -> int:
+    """Return where a turn of a loop begins that a CPU is in at a tick.
+
+    Raises:
+        NotFound: this entry of the loop has not so many turns.
+        SessionError: the session cannot say.
+    """
+    question = {"q": "turn", "tick": tick, "cpu": cpu, "head": f"0x{head:016x}", "turn": turn}
+    found = _asked(ask_all, question)
+    if found is None:
+        raise NotFound(f"the loop at 0x{head:x} that cpu {cpu} is in has no turn {turn}")
+    return found
+
+
 def _touches(event: Event, addr: int, size: int) -> bool:
     at = number(event.addr)
     return at is not None and at < addr + size and addr < at + (event.size or 1)

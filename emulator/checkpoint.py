@@ -83,20 +83,20 @@ class Checkpoints:
     def follow(self, run: Run) -> None:
         """Keep the trail that a run leaves, and its names."""
         run.on_trail = self._trail.append
-        self._run = run
+        self.run = run
         self.census = Census(run.names.function_starts())
 
     def sampled_spans(self, begin: int, end: int) -> list[Span]:
         """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
         rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])
         inside = rows[(rows[:, 0] >= begin) & (rows[:, 0] < end)]
-        return spans_of(self._run.names, inside, end)
+        return spans_of(self.run.names, inside, end)
 
     def exact_spans(self, begin: int, end: int, width: int) -> list[Span] | None:
         """Functions during [begin, end), exactly; None while the census is not complete."""
         if not self.census.complete:
             return None
-        return self.census.spans(self._run.names, begin, end, width)
+        return self.census.spans(self.run.names, begin, end, width)
 
     def note_stage(self, tick: int, cpu: int, stage: str) -> None:
         """Take note of a change of stage."""

@@ -18,7 +18,9 @@ import numba
 import numba.extending
 from numba.core import cgutils
 
-COMPILED: Final = ("census", "intercepts", "loops", "mmu", "native", "operands", "registers")
+COMPILED: Final = (
+    "census", "intercepts", "loopkinds", "loops", "mmu", "native", "operands", "registers",
+)  # fmt: skip
 """Modules with compiled functions."""
 
 

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from emulator.compiled import njit
+from emulator.loopkinds import KINDS, in_order, kind_at
 from emulator.options import MAX_CPUS
 
 MIN_TICKS: Final = 128
@@ -41,27 +42,27 @@ STOP_AT: Final = MAX_OUT - 2 * MAX_NEST
 """Rows after which the CPU stops for them to be taken."""
 
 # Slots of the CPU that runs; the same of the others lie in their areas.
-PC, TICK, EXIT, TOP, TAIL, TURNS = 0, 1, 2, 3, 4, 5
+PC, TICK, EXIT, TOP, TAIL, TURNS, BEGUN = 0, 1, 2, 3, 4, 5, 6
 """A straight line of instructions: where it begins, and the tick before its first. Of the innermost
 loop: the address behind which control has left it (NEVER while it runs a function that it called),
-T, B, and the turns of this entry."""
-_DEPTH, _HEIGHT, _ROWS, _BASE = 6, 7, 8, 9
+T, B, the turns of this entry, and the tick at which the last of them began."""
+_DEPTH, _HEIGHT, _ROWS, _BASE = 7, 8, 9, 10
 """Calls minus returns; loops that are open; rows; the first row of the nest that is open."""
-INTERRUPTED: Final = 10  # the next instruction is a handler's
-_OWN_SLOTS: Final = 11
-CPU, _OUT_COUNT, _FLUSHES = 11, 12, 13  # who runs (-1: none yet); rows told of, in how many goes
+INTERRUPTED: Final = 11  # the next instruction is a handler's
+_OWN_SLOTS: Final = 12
+CPU, _OUT_COUNT, _FLUSHES = 12, 13, 14  # who runs (-1: none yet); rows told of, in how many goes
 _CPUS: Final = 16
 
 # Slots of a CPU's area, behind its own of the above.
-_LEFT, _FOREIGN = 11, 12  # tick at which it last stopped; ticks of others until it ran again
+_LEFT, _FOREIGN = 12, 13  # tick at which it last stopped; ticks of others until it ran again
 _CALLS: Final = 64
-_CALLED: Final = 13  # of the function at each depth, modulo 64: tick of its call
+_CALLED: Final = 14  # of the function at each depth, modulo 64: tick of its call
 _BACK: Final = _CALLED + _CALLS  # and where it is to come back to
 _FRAMES: Final = _BACK + _CALLS
-_T, _B, _AT, _ROW, _COUNT, _SINCE, _OWN = 0, 1, 2, 3, 4, 5, 6  # slots of a frame
+_T, _B, _AT, _ROW, _COUNT, _SINCE, _OWN, _LATEST = 0, 1, 2, 3, 4, 5, 6, 7  # slots of a frame
 _FRAME: Final = 8
 _NEST: Final = _FRAMES + _FRAME * MAX_DEPTH
-_PARENT, _HEAD, _LAST, _FROM, _TO, _TICKS, _TURN, _ENTRY, _LITTLE = 0, 1, 2, 3, 4, 5, 6, 7, 8
+_PARENT, _HEAD, _LAST, _FROM, _TO, _TICKS, _TURN, _ENTRY, _KIND = 0, 1, 2, 3, 4, 5, 6, 7, 8
 _ROW_SLOTS: Final = 9
 _AREA: Final = _NEST + _ROW_SLOTS * MAX_NEST
 
@@ -84,6 +85,7 @@ _WRAP: Final = 1 << 64
 QUIET, FULL, UNKNOWN = 0, 1, 2
 _OTHER, _JUMP, _CALL, _RETURN, _TO_CTR = 1, 2, 3, 4, 5
 _LITTLE_ENDIAN: Final = 8
+_LITTLE, _BIG = -1, -2  # a row's kind while it is not known: the byte order that it ran with
 
 
 @njit(cache=True)
@@ -110,12 +112,12 @@ def follow(t: Any, words: Any, cpu: int, tick: int, address: int) -> int:
         if code == 0:
             return UNKNOWN
         _end_line(t, at, cpu, behind)
-        _taken(t, at, cpu, tick, code, behind - 4, address)
+        _taken(t, words, at, cpu, tick, code, behind - 4, address)
         t[PC], t[TICK] = address, tick
     elif address != behind:
         t[PC], t[TICK] = address, tick
     elif address > t[EXIT]:
-        _leave(t, at, cpu, tick, address)
+        _leave(t, words, at, tick, address)
     t[INTERRUPTED] = 0
     return FULL if t[_OUT_COUNT] >= STOP_AT else QUIET
 
@@ -169,9 +171,7 @@ def learn(t: Any, words: Any, tick: int, little: bool) -> None:
     """Find out what the instruction is that a CPU ran last; `follow` returned UNKNOWN."""
     source = t[PC] + 4 * (tick - t[TICK]) - 4
     raw = np.int64(words[(source & _EA_MASK) >> 2])
-    word = raw
-    if not little:
-        word = (raw & 0xFF) << 24 | (raw & 0xFF00) << 8 | (raw >> 8 & 0xFF00) | raw >> 24
+    word = in_order(raw, little)
     slot = _KINDS + 2 * ((source >> 2) & (_KINDS_MAX - 1))
     t[slot] = source
     t[slot + 1] = raw | (_branch_kind(word) | (_LITTLE_ENDIAN if little else 0)) << 32
@@ -193,7 +193,9 @@ def _branch_kind(word: int) -> int:
 
 
 @njit(cache=True)
-def _taken(t: Any, at: int, cpu: int, tick: int, code: int, source: int, target: int) -> None:
+def _taken(
+    t: Any, words: Any, at: int, cpu: int, tick: int, code: int, source: int, target: int
+) -> None:
     """Control went from one place to another."""
     kind = code & 7
     depth = t[_DEPTH]
@@ -206,7 +208,7 @@ def _taken(t: Any, at: int, cpu: int, tick: int, code: int, source: int, target:
         return
     if kind == _RETURN or (kind == _TO_CTR and target == t[at + _BACK + (depth & (_CALLS - 1))]):
         t[_DEPTH] = depth - 1
-        _leave(t, at, cpu, tick, target)
+        _leave(t, words, at, tick, target)
         return
     height = t[_HEIGHT]
     for n in range(height - 1, -1, -1):
@@ -215,21 +217,19 @@ def _taken(t: Any, at: int, cpu: int, tick: int, code: int, source: int, target:
             break
         if t[frame + _T] == target:
             while t[_HEIGHT] > n + 1:
-                _pop(t, at, tick)
+                _pop(t, words, at, tick)
             t[TURNS] += 1
+            t[BEGUN] = tick
             if source > t[TAIL]:
                 t[TAIL] = t[EXIT] = source
             return
-    _leave(t, at, cpu, tick, target)
+    _leave(t, words, at, tick, target)
     if target <= source and kind != _RETURN:
-        _push(t, at, cpu, tick, source, target)
-        if t[_HEIGHT]:
-            frame = at + _FRAMES + _FRAME * (t[_HEIGHT] - 1)
-            t[at + _NEST + _ROW_SLOTS * t[frame + _ROW] + _LITTLE] = code >> 3
+        _push(t, words, at, cpu, tick, source, target, code >> 3)
 
 
 @njit(cache=True)
-def _leave(t: Any, at: int, cpu: int, tick: int, target: int) -> None:
+def _leave(t: Any, words: Any, at: int, tick: int, target: int) -> None:
     """End every loop that control has left by going to `target`."""
     while t[_HEIGHT]:
         frame = at + _FRAMES + _FRAME * (t[_HEIGHT] - 1)
@@ -240,12 +240,12 @@ def _leave(t: Any, at: int, cpu: int, tick: int, target: int) -> None:
         if t[frame + _AT] == depth and t[frame + _T] <= target <= t[TAIL]:
             t[EXIT] = t[TAIL]
             return
-        _pop(t, at, tick)
+        _pop(t, words, at, tick)
     t[EXIT] = _NEVER
 
 
 @njit(cache=True)
-def _pop(t: Any, at: int, tick: int) -> None:
+def _pop(t: Any, words: Any, at: int, tick: int) -> None:
     """The innermost loop has ended."""
     height = t[_HEIGHT] - 1
     frame = at + _FRAMES + _FRAME * height
@@ -254,6 +254,8 @@ def _pop(t: Any, at: int, tick: int) -> None:
     t[row + _TURN] += t[TURNS]
     t[row + _TICKS] += tick - t[at + _FOREIGN] - t[frame + _OWN]
     t[row + _TO] = tick
+    if t[row + _TICKS] >= MIN_TICKS:  # while its code is still there
+        _judge(t, words, row)
     t[_HEIGHT] = height
     t[TOP] = t[TAIL] = -1
     if height:
@@ -261,10 +263,21 @@ def _pop(t: Any, at: int, tick: int) -> None:
         t[TOP] = t[frame + _T]
         t[TAIL] = t[frame + _B]
         t[TURNS] = t[frame + _COUNT]
+        t[BEGUN] = t[frame + _LATEST]
 
 
 @njit(cache=True)
-def _push(t: Any, at: int, cpu: int, tick: int, source: int, target: int) -> None:
+def _judge(t: Any, words: Any, row: int) -> None:
+    """Say what a loop does, once."""
+    if t[row + _KIND] < 0:
+        first, count = (t[row + _HEAD] & _EA_MASK) >> 2, (t[row + _LAST] - t[row + _HEAD]) >> 2
+        t[row + _KIND] = kind_at(words, first, count + 1, t[row + _KIND] == _LITTLE)
+
+
+@njit(cache=True)
+def _push(
+    t: Any, words: Any, at: int, cpu: int, tick: int, source: int, target: int, little: int
+) -> None:
     """A branch backwards that no loop knows: a loop whose second turn begins."""
     height = t[_HEIGHT]
     if height == MAX_DEPTH:
@@ -275,6 +288,7 @@ def _push(t: Any, at: int, cpu: int, tick: int, source: int, target: int) -> Non
         parent = t[frame + _ROW]
         t[frame + _B] = t[TAIL]
         t[frame + _COUNT] = t[TURNS]
+        t[frame + _LATEST] = t[BEGUN]
     since, away = t[TICK] + ((target - t[PC]) >> 2), t[at + _FOREIGN]
     if target < t[PC]:  # the first turn was more than the line that ends here
         line = _first_turn(t, at, cpu, target)
@@ -285,7 +299,7 @@ def _push(t: Any, at: int, cpu: int, tick: int, source: int, target: int) -> Non
     if not height:
         older = _older(t, at, since)
         if t[_ROWS] > FLUSH_AT:
-            _flush(t, at, cpu, older)
+            _flush(t, words, at, cpu, older)
             older = 0
         t[_BASE] = older
     index = _row_of(t, at, parent, target, since)
@@ -294,6 +308,7 @@ def _push(t: Any, at: int, cpu: int, tick: int, source: int, target: int) -> Non
     row = at + _NEST + _ROW_SLOTS * index
     if not t[row + _ENTRY]:
         t[row + _FROM] = since
+        t[row + _KIND] = _LITTLE if little else _BIG
     t[row + _ENTRY] += 1
     frame = at + _FRAMES + _FRAME * height
     t[frame + _T] = target
@@ -303,6 +318,7 @@ def _push(t: Any, at: int, cpu: int, tick: int, source: int, target: int) -> Non
     t[frame + _OWN] = since - away
     t[_HEIGHT] = height + 1
     t[TOP], t[TAIL], t[TURNS], t[EXIT] = target, source, 2, source
+    t[BEGUN] = tick
 
 
 @njit(cache=True)
@@ -412,13 +428,14 @@ def _remove(t: Any, at: int, first: int, gone: int, heir: int) -> None:
 
 
 @njit(cache=True)
-def _flush(t: Any, at: int, cpu: int, count: int) -> None:
+def _flush(t: Any, words: Any, at: int, cpu: int, count: int) -> None:
     """Tell of the first rows, none of which is open; the others move down."""
     for index in range(count):
         row = at + _NEST + _ROW_SLOTS * index
         enough = MIN_TICKS if t[row + _HEAD] >= 0 else MIN_KERNEL_TICKS
         if t[row + _TICKS] < enough or t[row + _TURN] < MIN_TURNS:
             continue
+        _judge(t, words, row)
         out = _OUT + _OUT_SLOTS * t[_OUT_COUNT]
         t[_OUT_COUNT] += 1
         t[out] = t[_FLUSHES]
@@ -437,19 +454,19 @@ def _flush(t: Any, at: int, cpu: int, count: int) -> None:
 
 
 @njit(cache=True)
-def _close(t: Any, tick: int) -> None:
+def _close(t: Any, words: Any, tick: int) -> None:
     """The run has ended at a tick: every loop that is open ends there."""
     for cpu in range(MAX_CPUS):
         area = _CPUS + _AREA * cpu
         _switch(t, cpu, tick)
         ended = t[area + _LEFT]
         while t[_HEIGHT]:
-            _pop(t, area, tick)
+            _pop(t, words, area, tick)
         for index in range(t[_ROWS]):
             row = area + _NEST + _ROW_SLOTS * index
             if t[row + _TO] == tick:
                 t[row + _TO] = ended
-        _flush(t, area, cpu, t[_ROWS])
+        _flush(t, words, area, cpu, t[_ROWS])
 
 
 @dataclass(frozen=True)
@@ -471,8 +488,8 @@ class Loop:
     """Instructions that this CPU retired in it, in functions that it called too."""
     turns: int
     entries: int
-    little: bool
-    """MSR[LE]."""
+    kind: str
+    """One of KINDS."""
 
 
 @dataclass(frozen=True)
@@ -483,6 +500,8 @@ class Turn:
     tail: int
     turn: int
     """Which turn of this entry, from 1."""
+    begun: int
+    """Tick before that turn's first instruction."""
     since: int
     """Tick before this entry's first turn."""
 
@@ -518,9 +537,9 @@ class Loops:
         at = 0 if self.table[CPU] == cpu else _CPUS + _AREA * cpu
         self.table[at + INTERRUPTED] = 1
 
-    def close(self, tick: int) -> None:
-        """End every loop that is open when the run ends."""
-        _close(self.table, tick)
+    def close(self, words: npt.NDArray[np.uint32], tick: int) -> None:
+        """End every loop that is open when the run ends; `words` is RAM."""
+        _close(self.table, words, tick)
 
     def standing(self, cpu: int) -> list[Turn]:
         """The loops that a CPU is in, from their second turn on, the outermost first."""
@@ -531,9 +550,10 @@ class Loops:
         found = []
         for n in range(own[_HEIGHT]):
             frame = own[_FRAMES + _FRAME * n : _FRAMES + _FRAME * (n + 1)]
-            inner = n == own[_HEIGHT] - 1
-            tail, turn = (own[TAIL], own[TURNS]) if inner else (frame[_B], frame[_COUNT])
-            found.append(Turn(frame[_T] % _WRAP, tail % _WRAP, turn, frame[_SINCE]))
+            tail, turn, begun = frame[_B], frame[_COUNT], frame[_LATEST]
+            if n == own[_HEIGHT] - 1:
+                tail, turn, begun = own[TAIL], own[TURNS], own[BEGUN]
+            found.append(Turn(frame[_T] % _WRAP, tail % _WRAP, turn, begun, frame[_SINCE]))
         return found
 
 
@@ -551,7 +571,7 @@ def _nested(rows: list[list[int]]) -> list[Loop]:
             found.append(
                 Loop(
                     cpu, level, row[_HEAD] % _WRAP, row[_LAST] % _WRAP, row[_FROM], row[_TO],
-                    row[_TICKS], row[_TURN], row[_ENTRY], bool(row[_LITTLE]),
+                    row[_TICKS], row[_TURN], row[_ENTRY], KINDS[row[_KIND]],
                 )
             )  # fmt: skip
             tell(index, level + 1)

@@ -451,6 +451,10 @@ class Machine:
             prepared = native.PREPARED_LINEAR
         self._code[cpu.number].note_prepared(physical, prepared)
 
+    def close_loops(self) -> None:
+        """End every loop that is open: the run ends here."""
+        self.loops.close(self.words.view(np.uint32), self.tick)
+
     # --- looking --------------------------------------------------------------------------------
 
     def span(self) -> tuple[int, int]:

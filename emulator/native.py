@@ -311,6 +311,7 @@ def on_block(uc: Any, address: int, size: int, user: Any) -> None:
             return
         if address == t[loops.TOP] and behind - 4 == t[loops.EXIT]:
             t[loops.TURNS] += 1
+            t[loops.BEGUN] = tick
             t[loops.PC] = address
             t[loops.TICK] = tick
             return

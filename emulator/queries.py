@@ -388,6 +388,13 @@ def _trail(path: Path, query: Record) -> Record:
     return {"spans": spans_of(run.names, rows, query["to"]), "complete": complete}
 
 
+def _standing(path: Path, query: Record) -> Record:
+    """The loops that a CPU is in at a tick: {"loops": [[head, turn, begun, since], ...]}."""
+    path.goto(query["tick"])
+    turns = path.run.machine.loops.standing(query["cpu"])
+    return {"loops": [[x.head, x.turn, x.begun, x.since] for x in turns]}
+
+
 def _census(path: Path, query: Record) -> Record:
     """Note every change of function in [from, to) in the memory that all forks share."""
     path.goto(query["from"])
@@ -406,5 +413,6 @@ QUERIES: Final[dict[str, Query]] = {
     "first-reader": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), first_reader),
     "last-writers": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), last_writers),
     "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
+    "standing": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _standing),
     "census": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _census),
 }

@@ -438,9 +438,14 @@ _FLAG = _object(
     Field("name", _text(256)), Field("addr", _hex64), Field("size", _number(1, 16)),
     Field("value", _hex_any),
 )  # fmt: skip
+_LOOP = _object(
+    Field("head", _hex64), Field("tail", _hex64), Field("turn", _number(1, MAX_TICK)),
+    Field("since", _TICK), _SYMBOL,
+)  # fmt: skip
 _CPU_STATE = _object(
     Field("cpu", _CPU), Field("registers", _registers), _STAGE, Field("stage_letter", _word, ""),
     _SYMBOL, Field("lr_symbol", _text(256), ""), Field("parked", _flag, False),
+    Field("loops", _list(_LOOP, 16), ()),
 )  # fmt: skip
 _STEP = (
     Field("tick", _TICK), Field("cpu", _CPU), Field("nip", _hex64, ""), _SYMBOL, _STAGE,
@@ -484,6 +489,7 @@ ANSWERS: dict[str, Callable[[Any], Json]] = {
     "last-write": _object(*_HIT),
     "next-read": _object(*_HIT),
     "next-write": _object(*_HIT),
+    "turn": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
     "register-write": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
     "register-read": _object(
         Field("found", _flag, True),

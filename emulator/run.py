@@ -8,7 +8,6 @@ session both drive it.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -23,7 +22,6 @@ from emulator.firmware import Partition
 from emulator.handoff import LOW_COPY_BYTES, STAGE_BY_ID
 from emulator.hashtable import table_bytes
 from emulator.images import KernelImage
-from emulator.loopkinds import MAX_BODY_WORDS, kind_of
 from emulator.loops import Loop
 from emulator.machine import Access, Machine, Step, Stop, Watch
 from emulator.mmu import ACCESS_FETCH
@@ -193,7 +191,7 @@ class Run:
 
     def close_loops(self) -> None:
         """The run ends here: tell of the loops that are open."""
-        self.machine.loops.close(self.machine.tick)
+        self.machine.close_loops()
         for loop in self.machine.loops.take():
             self._note_loop(loop)
 
@@ -202,9 +200,6 @@ class Run:
         self._loops += 1
         if self._loops > MAX_LOOPS:
             return
-        start, count = loop.head & native.EA_MASK, (loop.tail - loop.head) // 4 + 1
-        body = self.machine.ram[start : start + 4 * min(count, MAX_BODY_WORDS)]
-        words = [word for (word,) in struct.iter_unpack("<I" if loop.little else ">I", body)]
         self._emit(
             {
                 "t": "loop",
@@ -217,7 +212,7 @@ class Run:
                 "entries": loop.entries,
                 "head": hex64(loop.head),
                 "tail": hex64(loop.tail),
-                "kind": kind_of(words),
+                "kind": loop.kind,
                 "symbol": self.names.name_at(loop.head),
             }
         )

@@ -22,6 +22,7 @@ from emulator.ppc64 import GPRS, UC_REG_CR, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, 
 from emulator.registers import NOTES, pieces_of
 from emulator.run import Record, hex64
 from emulator.spans import squeeze
+from emulator.turnsearch import LEFT, begin_of_turn
 
 MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
@@ -487,6 +488,37 @@ def _functions(searcher: _Searcher, query: Record) -> Record:
     return {"from": begin, "to": end, "exact": exact, "spans": rows}
 
 
+def _turn(searcher: _Searcher, query: Record) -> Record:
+    """Where a turn of a loop that a CPU is in begins: {"found", "tick"}."""
+    cpu, head, wanted = query.get("cpu"), int(str(query.get("head")), 16), query.get("turn")
+    cpus = len(searcher.all.run.machine.cpus)
+    if type(cpu) is not int or not 0 <= cpu < cpus or type(wanted) is not int or wanted < 1:
+        raise LimitError(f"cpu {cpu!r}, turn {wanted!r}", hint="Give a CPU and a turn from 1.")
+
+    def entry_at(tick: int) -> tuple[int, int, int] | None:
+        found = searcher.ask_anyone({"q": "standing", "tick": tick, "cpu": cpu})
+        entries = [(turn, begun, since) for at, turn, begun, since in found["loops"] if at == head]
+        return entries[-1] if entries else None
+
+    here = int(query["tick"])
+    entry = entry_at(here)
+    if entry is None:
+        raise SessionError(
+            f"cpu {cpu} is in no loop at 0x{head:x} at tick {here}, or in its first turn",
+            hint="Take a tick of its second turn.",
+        )
+    since = entry[2]
+
+    def turn_at(tick: int) -> tuple[int, int]:
+        entry = entry_at(tick)
+        if entry is not None and entry[2] == since:
+            return entry[0], entry[1]
+        return (LEFT, tick) if tick > here else (1, since)
+
+    begin = begin_of_turn(turn_at, since, here, searcher.all.reached, wanted)
+    return dict(_NOT_FOUND) if begin is None else {"found": True, "tick": begin}
+
+
 Search = Callable[[_Searcher, Record], Record]
 SEARCHES: Final[dict[str, Search]] = {
     "last-write": _last_write,
@@ -497,4 +529,5 @@ SEARCHES: Final[dict[str, Search]] = {
     "register-read": _register_read,
     "chain": _chain,
     "functions": _functions,
+    "turn": _turn,
 }

@@ -10,7 +10,6 @@ import struct
 
 from emulator import census, registers
 from emulator.disassembly import disassemble
-from emulator.loops import Loops
 from emulator.machine import Machine, Range, Watch
 from emulator.native import LOG_READ, LOG_WRITE
 from emulator.ppc64 import MSR_LE, MSR_ME, MSR_SF
@@ -38,5 +37,5 @@ def run_once() -> None:
     machine.state_digest()
     census.warm_up()
     registers.warm_up()
-    Loops().close(0)
+    machine.close_loops()
     disassemble(machine.read(0x1000, 4), 0x1000, big_endian=False)

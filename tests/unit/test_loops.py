@@ -6,11 +6,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.debian import DebianPair
-from emulator import samples
-from emulator.loopkinds import kind_of
+from emulator import loopkinds, samples
+from emulator.loopkinds import kind_at
 from emulator.loops import Loop
 from emulator.machine import Machine
 from emulator.ppc64 import MSR_LE, MSR_ME, MSR_SF
@@ -34,7 +35,7 @@ def make(*words: int, msr: int = LITTLE, cpus: int = 1) -> Machine:
 
 
 def finish(machine: Machine) -> list[Loop]:
-    machine.loops.close(machine.tick)
+    machine.close_loops()
     return machine.loops.take()
 
 
@@ -64,7 +65,7 @@ def test_a_loop_is_counted_from_its_first_turn(msr: int) -> None:
     machine.run(0, 600, exact=True)
     copy, spin = finish(machine)
     assert rows([copy, spin]) == [(0, 2, 5, 2, 402, 400, 100, 1), (0, 6, 6, 402, 600, 198, 198, 1)]
-    assert copy.little == bool(msr & MSR_LE)
+    assert (copy.kind, spin.kind) == ("copy", "delay")
 
 
 def test_small_loops_are_not_told_of() -> None:
@@ -241,7 +242,9 @@ KINDS: dict[str, tuple[int, ...]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_body_says_what_it_does(kind: str) -> None:
-    assert kind_of(KINDS[kind]) == kind
+    for order in ("<u4", ">u4"):
+        memory = np.array([0, *KINDS[kind]], order).view("<u4")
+        assert loopkinds.KINDS[kind_at(memory, 1, len(KINDS[kind]), order == "<u4")] == kind
 
 
 # --- what really ran: visits of the head, counted one instruction at a time -----------------------
