@@ -123,7 +123,8 @@ def register_lines(what: str, cpu: int, register: str, tick: int, answer: Json) 
     note = f"note: {panels.printable(str(answer['note']))}" if answer.get("note") else ""
     outcome, part = answer.get("outcome"), panels.printable(str(answer.get("part") or ""))
     if at is None:
-        said = f"{name}: its value at tick {tick} is not read before the run ends"
+        last = answer.get("last_tick", "?")
+        said = f"{name}: its value at tick {tick} is not read up to the last tick, {last}"
     elif outcome == "read":
         said = f"{name}{f' ({part})' * bool(part)}: read at tick {at} by {_who(answer)}"
     elif outcome == "overwritten":

@@ -216,7 +216,6 @@ class _Searcher:
 
     def register_write(self, cpu: int, register: str, tick: int) -> Record:
         """The last instruction at or before a tick that changed a register of a CPU."""
-        pieces_of(register)
         number = _SEARCHABLE.get(register)
         if number is None:
             return self._change_by_writers(cpu, register, tick)
@@ -441,15 +440,20 @@ def _accesses(searcher: _Searcher, query: Record) -> Record:
 
 
 def _register_write(searcher: _Searcher, query: Record) -> Record:
-    return searcher.register_write(
-        int(query.get("cpu", 0)), str(query.get("register")), int(query["tick"])
-    )
+    return searcher.register_write(*_register(searcher, query), int(query["tick"]))
 
 
 def _register_read(searcher: _Searcher, query: Record) -> Record:
-    return searcher.register_read(
-        int(query.get("cpu", 0)), str(query.get("register")), int(query["tick"])
-    )
+    return searcher.register_read(*_register(searcher, query), int(query["tick"]))
+
+
+def _register(searcher: _Searcher, query: Record) -> tuple[int, str]:
+    """CPU and register of a query."""
+    cpu, register = query.get("cpu", 0), query.get("register")
+    if type(cpu) is not int or not 0 <= cpu < searcher.all.cpus:
+        raise LimitError(f"cpu {cpu!r}", hint=f"This machine has CPUs 0..{searcher.all.cpus - 1}.")
+    pieces_of(register)
+    return cpu, str(register)
 
 
 def take_census(checkpoints: Checkpoints) -> None:
