@@ -260,7 +260,9 @@ class _Reader:
             row = HYPERCALLS.get(args[0])
             reads = (2 << (row.arguments if row else 0)) - 1 << 3
             writes = 0 if isinstance(answer, str) else (1 << len(answer)) - 1 << 3
-            if (reads | writes) & pieces:
+            if self.follow[WRITERS]:
+                self._wrote(machine.tick, writes & pieces)
+            elif (reads | writes) & pieces:
                 nip = machine.cpus[cpu].nip - 4
                 self._end(READ if reads & pieces else OVERWRITTEN, nip, 0x44000022)
                 self.by = row.name if row else f"hypercall {args[0]:#x}"
@@ -269,9 +271,19 @@ class _Reader:
     def _interrupted(self, cpu: int, name: str, vector: int, nip: int) -> str:
         """An exception saves MSR in SRR1."""
         if cpu == self.cpu and not self.settle() and self.register == "msr":
-            self._end(READ, nip, 0)
-            self.by = name
+            if self.follow[WRITERS]:
+                self._wrote(self.run.machine.tick + 1, PIECES["msr"][1])
+            else:
+                self._end(READ, nip, 0)
+                self.by = name
         return self._told(cpu, name, vector, nip) if self._told else ""
+
+    def _wrote(self, tick: int, pieces: int) -> None:
+        """Note a writer that is no instruction word; it shows in the window's step of this tick."""
+        f = self.follow
+        if pieces:
+            f[WRITERS_AT + (int(f[WRITER_COUNT]) & (WRITERS_KEPT - 1))] = tick
+            f[WRITER_COUNT] += 1
 
     def _end(self, outcome: int, nip: int, word: int) -> None:
         f = self.follow

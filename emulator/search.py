@@ -28,9 +28,11 @@ MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
 MAX_INSIDE: Final = 200
 """Pieces of code that are looked into one by one; of more, all between the first and the last."""
-MAX_WRITERS: Final = 64
+MAX_WRITERS: Final = 16
 WRITERS_WINDOW: Final = 512
-"""Windows, and instructions in each, that are looked through for a change of XER."""
+"""Windows, and instructions in each, that are looked through for a writer with an effect."""
+JUST_BEFORE: Final = 1024
+"""Instructions that are looked through before anything else."""
 AT_ONCE: Final = 2
 """Stretches that one search has replayed at the same time."""
 EXACT_TICKS: Final = 400_000
@@ -81,6 +83,14 @@ def _place(query: Record) -> tuple[int, int]:
             f"addr {addr!r}, size {size!r}", hint="Give a physical address and 1..4096 bytes."
         )
     return addr, addr + size
+
+
+class _Unchanged(Exception):
+    """Many instructions wrote into a register what it held already."""
+
+    def __init__(self, register: str, since: int) -> None:
+        super().__init__(f"{register} was written many times since tick {since}, unchanged")
+        self.since = since
 
 
 class _Searcher:
@@ -215,10 +225,23 @@ class _Searcher:
         return {"accesses": rows[:MAX_SPANS], "more": more}
 
     def register_write(self, cpu: int, register: str, tick: int) -> Record:
-        """The last instruction at or before a tick that changed a register of a CPU."""
-        number = _SEARCHABLE.get(register)
-        if number is None:
+        """The last instruction at or before a tick that changed a register of a CPU.
+
+        What ran just before is looked at first, then the register's writers, the last first. Where
+        many of them changed nothing, the values at blocks are compared, which takes longer.
+        """
+        for step in reversed(self.window(tick, JUST_BEFORE)):
+            if step["cpu"] == cpu and register in step["changed"]:
+                return {"found": True, "register": register} | step
+        try:
             return self._change_by_writers(cpu, register, tick)
+        except _Unchanged as error:
+            number = _SEARCHABLE.get(register)
+            if number is None:
+                raise LimitError(str(error), hint="Ask about an earlier tick.") from None
+            return self._change_by_value(cpu, register, number, error.since)
+
+    def _change_by_value(self, cpu: int, register: str, number: int, tick: int) -> Record:
         query = {"q": "register", "cpu": cpu, "register": number, "name": register}
         wanted = [
             (index, end, query | {"from": begin, "to": end})
@@ -261,45 +284,57 @@ class _Searcher:
 
     def _stretches_of(self, cpu: int, tick: int) -> list[tuple[int, int, int]]:
         """(checkpoint, from, to) of every stretch after a tick in which a CPU runs."""
-        standing, slices = self.all.standing, self.all.slices
+        standing = self.all.standing
         out = []
         for index in range(self.all.index_at(tick), len(standing)):
             last = index + 1 == len(standing)
             end = self.all.reached if last else standing[index + 1].tick
-            ran = slices[
-                standing[index].first_slice : None if last else standing[index + 1].first_slice
-            ]
-            if end > tick and any(number == cpu for number, _ in ran):
+            if end > tick and self._runs_in(cpu, index):
                 out.append((index, max(tick, standing[index].tick), end))
         return out
 
     def _change_by_writers(self, cpu: int, register: str, tick: int) -> Record:
-        """The last change of a register whose value no hook sees: its writers, one by one.
+        """The last writer of a register that changed it.
 
         Raises:
-            LimitError: many instructions wrote what it held already.
+            _Unchanged: MAX_WRITERS windows hold writers that changed nothing.
         """
-        looked = 0
-        for index, begin, last in self.stretches(tick):
-            end = last
-            while begin < end:
-                query = {"q": "last-writers", "cpu": cpu, "register": register}
-                found = self.ask(index, end, query | {"from": begin, "to": end})
-                below = end + 1
-                for at in found["ticks"]:
-                    if at >= below:
-                        continue
-                    if looked == MAX_WRITERS:
-                        raise LimitError(
-                            f"{register} was written {looked} times since tick {at}, unchanged",
-                            hint=f"Ask about tick {at}.",
-                        )
-                    looked, below = looked + 1, max(begin, at - WRITERS_WINDOW) + 1
-                    for step in reversed(self.window(at, at - below + 1)):
-                        if step["cpu"] == cpu and register in step["changed"]:
-                            return {"found": True, "register": register} | step
-                end = below - 1 if found["more"] else begin
+        windows = 0
+        for ticks in self._writers(cpu, register, tick):
+            below = tick + 1
+            for at in ticks:
+                if at >= below:
+                    continue
+                if windows == MAX_WRITERS:
+                    raise _Unchanged(register, at)
+                windows, below = windows + 1, max(0, at - WRITERS_WINDOW) + 1
+                for step in reversed(self.window(at, at - below + 1)):
+                    if step["cpu"] == cpu and register in step["changed"]:
+                        return {"found": True, "register": register} | step
         return dict(_NOT_FOUND)
+
+    def _writers(self, cpu: int, register: str, tick: int) -> Iterator[list[int]]:
+        """The ticks of a register's writers up to a tick, newest first, some at a time."""
+        query = {"q": "last-writers", "cpu": cpu, "register": register}
+        wanted = [
+            (index, end, query | {"from": begin, "to": end})
+            for index, begin, end in self.stretches(tick)
+            if begin < end and self._runs_in(cpu, index)
+        ]
+        for (index, _, asked), first in zip(wanted, self._ahead(wanted), strict=False):
+            found = first
+            yield found["ticks"]
+            while found["more"] and found["ticks"][-1] - 1 > asked["from"]:
+                end = found["ticks"][-1] - 1
+                found = self.ask(index, end, asked | {"to": end})
+                yield found["ticks"]
+
+    def _runs_in(self, cpu: int, index: int) -> bool:
+        """Whether a CPU has a slice between a checkpoint and the next."""
+        standing = self.all.standing
+        last = None if index + 1 == len(standing) else standing[index + 1].first_slice
+        ran = self.all.slices[standing[index].first_slice : last]
+        return any(number == cpu for number, _ in ran)
 
     def _inside(self, asked: tuple[int, int, Record], again: Sequence[list[int]]) -> Record:
         """Ask again about code that may have changed a register and changed it back."""

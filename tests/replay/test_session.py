@@ -211,6 +211,13 @@ def ask_register(pool: SessionPool, run: Recorded, chance: random.Random) -> Non
         assert answer == {"found": True, "register": register} | expected[0]
 
 
+def interrupted(step: Json) -> bool:
+    """An exception came first: the step names the instruction that took it, and what its handler's
+    first one changed.
+    """
+    return "msr" in step["changed"] and not may_change(int(step["word"], 16), "msr")
+
+
 def ask_register_read(pool: SessionPool, run: Recorded, chance: random.Random) -> None:
     """Against a walk over the steps; what their words touch is tested by `test_operands`."""
     region = chance.choice(run.regions)
@@ -222,8 +229,10 @@ def ask_register_read(pool: SessionPool, run: Recorded, chance: random.Random) -
     for step in region.steps:
         if step["cpu"] != cpu or step["tick"] <= tick:
             continue
-        word = int(step["word"], 16)
-        masks = masks_of(word)
+        masks = masks_of(int(step["word"], 16))
+        if interrupted(step):
+            assert answer.get("tick", run.last) >= step["tick"] - 1
+            return
         if masks[READS] & HYPERCALL and place == GPR_READS and live & 0x1FF8:
             assert answer.get("tick", run.last) >= step["tick"]  # the call tells, not the word
             return
