@@ -31,6 +31,7 @@ from emulator.native import (
     HIT_MODE,
     RAM_ADDR,
     RAM_BYTES,
+    REGISTER,
     REGISTER_CPU,
     SEEN_ADDR,
     SEEN_PROBES,
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 PLACE, LIVE, OUTCOME, AT_TICK, AT_NIP, AT_WORD, AT_PIECES, AT_LITTLE = range(8)
 BEGUN_TICK, BEGUN_NIP, BEGUN_PHYSICAL, BEGUN_BYTES, BEGUN_LITTLE = range(8, 13)
 WRITERS, WRITER_COUNT = 13, 14  # with WRITERS set, nothing ends the run: who writes is noted
+VALUE, VALUE_BEFORE = 15, 23  # of the register, if REGISTER numbers it, after and before a block
 MASKS_AT: Final = 16
 TABLE_AT: Final = 32  # rows of (block address, bytes << 2 | touched if little | touched if big)
 TABLE_ROWS: Final = 1 << 16
@@ -116,6 +118,7 @@ def settle(s: Any, f: Any, tick: int) -> None:
     """Look through what ran of the block that was begun, up to a tick."""
     count = min(tick - f[BEGUN_TICK], f[BEGUN_BYTES] >> 2)
     f[BEGUN_BYTES] = 0
+    noted = f[WRITER_COUNT]
     out = f[MASKS_AT : MASKS_AT + MASKS]
     place = f[PLACE]
     for n in range(count):
@@ -140,6 +143,8 @@ def settle(s: Any, f: Any, tick: int) -> None:
             f[AT_WORD] = word
             f[AT_LITTLE] = f[BEGUN_LITTLE]
             return
+    if s[REGISTER] and f[VALUE] == f[VALUE_BEFORE] and f[WRITER_COUNT] == noted + 1:
+        f[WRITER_COUNT] = noted  # one writer that changed nothing
 
 
 @njit(cache=True)
@@ -198,6 +203,8 @@ def _begin(s: Any, f: Any, uc: Any, address: int, length: int) -> None:
         f[BEGUN_PHYSICAL] = physical
         f[BEGUN_BYTES] = length
         f[BEGUN_LITTLE] = little
+        if f[WRITERS] and s[REGISTER]:
+            f[VALUE_BEFORE] = _read_reg(s, uc, s[REGISTER])
 
 
 @cfunc(types.void(types.voidptr, types.int64, types.uint32, types.voidptr), cache=True)
@@ -207,7 +214,10 @@ def on_block_operands(uc: Any, address: int, size: int, user: Any) -> None:
     if s[STOPPED] or s[CPU] != s[REGISTER_CPU]:
         return
     f = carray(_pointer(s[SEEN_ADDR]), (SLOTS,), np.int64)
-    settle(s, f, s[TICK])
+    if f[BEGUN_BYTES]:
+        if f[WRITERS] and s[REGISTER]:
+            f[VALUE] = _read_reg(s, uc, s[REGISTER])
+        settle(s, f, s[TICK])
     if f[OUTCOME] != NOTHING:
         s[HIT_MODE] = HIT_FIRST
         s[HIT_COUNT] = 1
@@ -230,7 +240,7 @@ def warm_up() -> None:
 class _Reader:
     """Follows a register of a CPU through a stretch."""
 
-    def __init__(self, path: Path, cpu: int, register: str, live: int) -> None:
+    def __init__(self, path: Path, cpu: int, register: str, live: int, *, number: int = 0) -> None:
         self.run, self.cpu, self.register = path.run, cpu, register
         machine = self.run.machine
         self.state = machine.state
@@ -242,13 +252,16 @@ class _Reader:
         self._answers, machine.hypercall = machine.hypercall, self._called
         self._told, machine.on_exception = machine.on_exception, self._interrupted
         self.state[SEEN_ADDR] = self.follow.ctypes.data
-        self.state[REGISTER_CPU] = cpu
+        self.state[REGISTER_CPU], self.state[REGISTER] = cpu, number
         self.state[HIT_MODE], self.state[HIT_COUNT] = HIT_FIRST, 0
         machine.cpus[cpu].follow_blocks(on_block_operands)
 
     def settle(self) -> bool:
         """Look through what ran until now; True if the value has met its end."""
         if not self.follow[OUTCOME] and self.follow[BEGUN_BYTES]:
+            if self.state[REGISTER]:
+                now = self.run.machine.cpus[self.cpu].registers_by_number(int(self.state[REGISTER]))
+                self.follow[VALUE] = now - (1 << 64) if now >> 63 else now
             settle(self.state, self.follow, self.run.machine.tick)
         return bool(self.follow[OUTCOME])
 
@@ -342,11 +355,13 @@ def first_reader(path: Path, query: Record) -> Record:
 def last_writers(path: Path, query: Record) -> Record:
     """The last ticks of (from, to] at which a register may have been written, newest first.
 
-    {"ticks": at most WRITERS_KEPT, "more": whether there were more}.
+    {"ticks": at most WRITERS_KEPT, "more": whether there were more}. With Unicorn's number of the
+    register, if it has one, those are left out that alone in their block changed nothing.
     """
     path.goto(query["from"])
     register = str(query["register"])
-    reader = _Reader(path, int(query["cpu"]), register, PIECES[register][1])
+    number, pieces = int(query["number"]), PIECES[register][1]
+    reader = _Reader(path, int(query["cpu"]), register, pieces, number=number)
     reader.follow[WRITERS] = 1
     _follow(path, query, reader)
     count = int(reader.follow[WRITER_COUNT])

@@ -316,6 +316,7 @@ class _Searcher:
     def _writers(self, cpu: int, register: str, tick: int) -> Iterator[list[int]]:
         """The ticks of a register's writers up to a tick, newest first, some at a time."""
         query = {"q": "last-writers", "cpu": cpu, "register": register}
+        query["number"] = _SEARCHABLE.get(register, 0)
         wanted = [
             (index, end, query | {"from": begin, "to": end})
             for index, begin, end in self.stretches(tick)
