@@ -122,6 +122,7 @@ def backdrop(
     unfold: bool = False,
     keep: str = "",
     spans: Mapping[int, Sequence[Span]] | None = None,
+    small: Sequence[LoopLine] = (),
     cursor: int | None = None,
 ) -> Backdrop:
     """Draw what lies behind the cursor; of the whole run it is the same for every moment.
@@ -133,6 +134,7 @@ def backdrop(
         unfold: give long loops the room of their logarithm.
         keep: query string of the links, which keeps what the reader chose.
         spans: what each CPU did in the window, exactly (its functions); the stages if not given.
+        small: loops of the window beside those of the scene.
         cursor: marked in the small picture of the whole run above a window.
     """
     canvas = _canvas(width, keep)
@@ -151,7 +153,8 @@ def backdrop(
     y = _ruler(canvas, ax, y)
     top = y
     y = _lanes(canvas, scene, ax, lo, hi, y, spans or {})
-    y = loop_lane(canvas, scene.loops, ax, (lo, hi), y, scene.href)
+    once = [line for line in scene.loops if line.entries == 1] if small else scene.loops
+    y = loop_lane(canvas, (*once, *small), ax, (lo, hi), y, scene.href)
     y = _low_lane(canvas, scene, ax, lo, hi, y)
     y, flag_y = _flag_lane(canvas, scene, ax, lo, hi, y)
     y = _console_lane(canvas, scene, ax, lo, hi, y)
@@ -182,10 +185,18 @@ def timeline(
     unfold: bool = False,
     keep: str = "",
     spans: Mapping[int, Sequence[Span]] | None = None,
+    small: Sequence[LoopLine] = (),
 ) -> Drawing:
     """Draw a run, or a window of it; see `backdrop` and `finish`."""
     behind = backdrop(
-        scene, width=width, window=window, unfold=unfold, keep=keep, spans=spans, cursor=cursor
+        scene,
+        width=width,
+        window=window,
+        unfold=unfold,
+        keep=keep,
+        spans=spans,
+        small=small,
+        cursor=cursor,
     )
     return finish(scene, behind, cursor=cursor, cells=cells)
 

@@ -1,6 +1,6 @@
 """The loops of a run, told for people: names, counts, which to fold, as a table and as bars.
 
-Pure: rows of a trace in, frozen dataclasses out. What is a loop is `emulator/loops.py`'s.
+Pure: rows of a trace in, frozen dataclasses out. What is a loop is `emulator/nativeloops.py`'s.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from app.looping import LoopLine
 
 MAX_BARS = 60
 MIN_PX = 4.0
-LEVELS = 2
+LEVELS = 3
 TALL, STEP = 13.0, 15.0
 
 Bar = tuple[float, float, LoopLine]
@@ -43,7 +43,7 @@ def loop_lane(
     rows = _rows(sorted(bars, key=lambda bar: (bar[2].begin, bar[2].level)))
     for number, row in enumerate(rows):
         if number == 0:
-            canvas.name(y + 10, "lp" if canvas.narrow else "loops", "e" if number == 0 else "e m")
+            canvas.name(y + 10, "lp" if canvas.narrow else "loops")
         for left, right, line in row:
             _bar(canvas, left, right, line, y, href)
         y += STEP

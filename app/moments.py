@@ -19,7 +19,7 @@ from app.canvas import Drawing
 from app.drawing import finish, short, timeline
 from app.index import Run
 from app.lens import BACK, ON, Cell
-from app.looping import Standing, standing
+from app.looping import LoopLine, Standing, loop_lines, standing
 from app.moves import Moves, moves
 from app.steps import (
     BACK as STEPS_BACK,
@@ -39,7 +39,7 @@ from app.steps import (
 from app.story import Story, scene, whole_run
 from app.view import MIN_WINDOW, View
 from emulator.lanes import stage_id, stage_letter, stage_name
-from emulator.trace import TraceReader
+from emulator.trace import LoopRow, TraceReader
 from emulator.verdict import flag_text, number
 
 Json = dict[str, Any]
@@ -50,6 +50,8 @@ ZOOMS = (1 << 24, 1 << 16, 4096, 256)
 FUNCTIONS_TICKS = 1 << 20
 """A window of at most so many ticks shows functions instead of stages."""
 FUNCTIONS_WIDTH = 400
+LOOPS_TICKS = 1 << 18
+"""A window of at most so many ticks shows every loop, not only those that the trace tells of."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,10 @@ def moment_page(
     spans = function_spans(answers.get("functions", ({}, ""))[0], told)
     return pages.RunPage(
         pages.head(run), told.verdict, last,
-        drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans, widths),
+        drawings(
+            run.id, told, tick, view, _cells(reader, told, tick, rows), spans,
+            _small(answers, told), widths,
+        ),
         moment.cpus, shown, more_events, tuple(console[-200:]), after,
         pages.placement_lines(reader), (), reader.digest or "", view, moment, told.flooded,
     )  # fmt: skip
@@ -215,7 +220,10 @@ def line_page(
     )  # fmt: skip
     return pages.RunPage(
         pages.head(run), told.verdict, told.lanes.last_tick,
-        drawings(run.id, told, tick, view, _cells(reader, told, tick, rows), spans),
+        drawings(
+            run.id, told, tick, view, _cells(reader, told, tick, rows), spans,
+            _small(answers, told),
+        ),
         (), (), 0, (), None, (), (), "", view, moment,
     )  # fmt: skip
 
@@ -241,6 +249,8 @@ def _answers(
         asked["functions"] = {
             "q": "functions", "from": span[0], "to": span[1], "width": FUNCTIONS_WIDTH,
         }  # fmt: skip
+    if span is not None and span[1] - span[0] <= LOOPS_TICKS:
+        asked["loops"] = {"q": "loops", "from": span[0], "to": span[1]}
     if view.place is not None:
         addr, size = view.place
         asked["selected"] = {"q": "chain", "tick": tick, "addr": addr, "size": size}
@@ -256,6 +266,15 @@ def _answers(
     return answers
 
 
+def _small(answers: dict[str, tuple[Json, str]], told: Story) -> tuple[LoopLine, ...]:
+    """Return the loops of a window that are too small for the trace."""
+    found, _ = answers.get("loops", ({}, ""))
+    rows = [LoopRow(*(row[name] for name in LoopRow._fields)) for row in found.get("loops", [])]
+    known = {(line.cpu, line.head, line.begin) for line in told.loops}
+    lines = loop_lines(rows, told.lanes)
+    return tuple(line for line in lines if (line.cpu, line.head, line.begin) not in known)
+
+
 def _sampled(answers: dict[str, tuple[Json, str]]) -> bool:
     functions, problem = answers.get("functions", ({}, ""))
     return bool(problem) or not functions.get("exact", True)
@@ -268,6 +287,7 @@ def drawings(
     view: View,
     cells: Sequence[Cell],
     spans: dict[int, list[Span]],
+    small: Sequence[LoopLine] = (),
     widths: tuple[int, ...] = pages.WIDTHS,
 ) -> tuple[Drawing, ...]:
     """Draw the timeline, for screens and for telephones."""
@@ -280,7 +300,7 @@ def drawings(
     return tuple(
         timeline(
             drawn, width=w, cursor=tick, window=window, cells=cells, unfold=unfold, keep=keep,
-            spans=spans,
+            spans=spans, small=small,
         )
         for w in widths
     )  # fmt: skip

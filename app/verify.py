@@ -26,7 +26,7 @@ from emulator.errors import (
 from emulator.recorder import RunSpec
 from emulator.records import Json, canonical_json, clean_text
 from emulator.revision import check_engine
-from emulator.trace import ImageFile, LoopRow, TraceReader
+from emulator.trace import TABLES_SINCE, ImageFile, LoopRow, TraceReader
 
 TABLES: Final = ("slice", "event", "console", "checkpoint", "loop")
 MAX_APPEND_CHARACTERS: Final = 2047
@@ -233,11 +233,12 @@ def compare(trace: TraceReader, ran: TraceReader, goal: int) -> Verification:
     found += [
         difference
         for table in TABLES
-        if (difference := _table(table, trace, ran, whole, counts, last)) is not None
+        if trace.version >= TABLES_SINCE.get(table, 1)
+        and (difference := _table(table, trace, ran, whole, counts, last)) is not None
     ]
     digest = None
     if not found and whole:
-        digest = ran.digest
+        digest = ran.digest if trace.version == ran.version else ran.compute_digest(trace.version)
         if trace.digest != digest or trace.compute_digest() != digest:
             found = [Difference("digest", goal, None, {"digest": trace.digest}, {"digest": digest})]
     first = min(found, key=lambda difference: difference.tick, default=None)

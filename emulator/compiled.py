@@ -19,7 +19,7 @@ import numba.extending
 from numba.core import cgutils
 
 COMPILED: Final = (
-    "census", "intercepts", "loopkinds", "loops", "mmu", "native", "operands", "registers",
+    "census", "intercepts", "loopkinds", "mmu", "native", "nativeloops", "operands", "registers",
 )  # fmt: skip
 """Modules with compiled functions."""
 
@@ -38,7 +38,8 @@ def _cache_dir() -> Path:
     folder = base / f"compiled-{whole.hexdigest()[:16]}"
     if not folder.is_dir():
         for old in base.glob("compiled-*"):
-            shutil.rmtree(old, ignore_errors=True)
+            if old != folder:  # another process may be making it right now
+                shutil.rmtree(old, ignore_errors=True)
     return folder
 
 

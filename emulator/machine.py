@@ -37,7 +37,7 @@ from emulator.cpu import PAGE_BYTES, U64, Cpu, fill_engine_slots
 from emulator.errors import LimitError
 from emulator.hashtable import HashTable
 from emulator.intercepts import changes_segments, is_timebase
-from emulator.loops import Loops
+from emulator.loops import Loop, Loops
 from emulator.ppc64 import (
     INTERRUPTS,
     MSR_DR,
@@ -451,9 +451,9 @@ class Machine:
             prepared = native.PREPARED_LINEAR
         self._code[cpu.number].note_prepared(physical, prepared)
 
-    def close_loops(self) -> None:
-        """End every loop that is open: the run ends here."""
-        self.loops.close(self.words.view(np.uint32), self.tick)
+    def close_loops(self) -> list[Loop]:
+        """End every loop that is open, for the run ends here; first what was not taken yet."""
+        return self.loops.close(self.words.view(np.uint32), self.tick)
 
     # --- looking --------------------------------------------------------------------------------
 

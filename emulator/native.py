@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 
-from emulator import loops, mmu
+from emulator import mmu
+from emulator import nativeloops as loops
 from emulator.compiled import carray, cfunc, cgutils, intrinsic, njit, types
 from emulator.intercepts import needs_hook
 from emulator.ppc64 import MSR_DR, MSR_IR, UC_REG_MSR, UC_REG_PC

@@ -19,6 +19,7 @@ from emulator.census import Census
 from emulator.cpu import Cpu, Registers
 from emulator.disassembly import disassemble
 from emulator.errors import DivergenceError, LimitError
+from emulator.loops import Loop
 from emulator.machine import Machine
 from emulator.mmu import ACCESS_FETCH, ACCESS_WRITE
 from emulator.operands import may_change
@@ -32,6 +33,8 @@ MAX_WINDOW: Final = 4096
 MAX_HITS: Final = 2000
 SEEN_BLOCKS: Final = 1 << 16
 """Room for different blocks in one stretch, a power of two."""
+MAX_LOOP_TICKS: Final = 1 << 20
+MAX_LOOP_ROWS: Final = 500
 TRAIL_MAX: Final = 2_000_000
 """Blocks of which `trail` can tell; 48 MB."""
 
@@ -395,6 +398,30 @@ def _standing(path: Path, query: Record) -> Record:
     return {"loops": [[x.head, x.turn, x.begun, x.since] for x in turns]}
 
 
+def _loops(path: Path, query: Record) -> Record:
+    """All loops, however small, that begin and end in [from, to), the longest first."""
+    run, found = path.run, list[Loop]()
+    path.goto(query["from"])
+    run.machine.loops.begin_anew()
+    run.on_loop = found.append
+    path.goto(query["to"])
+    run.close_loops()
+    inside = [x for x in found if query["from"] <= x.first and x.last < query["to"]]
+    inside.sort(key=lambda loop: -loop.ticks)
+    rows = [run.loop_record(loop) for loop in inside[:MAX_LOOP_ROWS]]
+    return {"loops": rows, "more": len(inside) > MAX_LOOP_ROWS}
+
+
+def _loop_window(query: Record) -> tuple[int, int]:
+    begin, end = query.get("from", -1), query.get("to", -1)
+    numbers = type(begin) is int and type(end) is int
+    if not (numbers and 0 <= begin < end <= begin + MAX_LOOP_TICKS):
+        raise LimitError(
+            f"loops of ticks {begin!r} to {end!r}", hint=f"Ask for at most {MAX_LOOP_TICKS} ticks."
+        )
+    return begin, end
+
+
 def _census(path: Path, query: Record) -> Record:
     """Note every change of function in [from, to) in the memory that all forks share."""
     path.goto(query["from"])
@@ -413,6 +440,7 @@ QUERIES: Final[dict[str, Query]] = {
     "first-reader": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), first_reader),
     "last-writers": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), last_writers),
     "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
+    "loops": Query(lambda q: _loop_window(q)[0], lambda q: _loop_window(q)[1], _loops),
     "standing": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _standing),
     "census": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _census),
 }

@@ -489,6 +489,7 @@ ANSWERS: dict[str, Callable[[Any], Json]] = {
     "last-write": _object(*_HIT),
     "next-read": _object(*_HIT),
     "next-write": _object(*_HIT),
+    "loops": _object(Field("loops", _list(_object(*RECORDS["loop"]), 500))),
     "turn": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
     "register-write": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
     "register-read": _object(

@@ -84,6 +84,8 @@ class Run:
         self.names = placement.address_map
         self.on_access: Callable[[Access], None] | None = None
         """Takes the accesses that a query looks for; they are no events then."""
+        self.on_loop: Callable[[Loop], None] | None = None
+        """Takes the loops that a query looks for; they are not recorded then."""
         self.on_trail: Callable[[npt.NDArray[np.int64]], None] | None = None
         """Takes the rows of `Machine.take_trail` after each slice."""
         self._moved = False
@@ -191,31 +193,34 @@ class Run:
 
     def close_loops(self) -> None:
         """The run ends here: tell of the loops that are open."""
-        self.machine.close_loops()
-        for loop in self.machine.loops.take():
+        for loop in self.machine.close_loops():
             self._note_loop(loop)
 
     def _note_loop(self, loop: Loop) -> None:
         """Emit the record of a loop that has ended, as far as a trace has room for more."""
+        if self.on_loop is not None:
+            self.on_loop(loop)
+            return
         self._loops += 1
         if self._loops > MAX_LOOPS:
             return
-        self._emit(
-            {
-                "t": "loop",
-                "cpu": loop.cpu,
-                "level": loop.level,
-                "begin": loop.first,
-                "end": loop.last,
-                "ticks": loop.ticks,
-                "turns": loop.turns,
-                "entries": loop.entries,
-                "head": hex64(loop.head),
-                "tail": hex64(loop.tail),
-                "kind": loop.kind,
-                "symbol": self.names.name_at(loop.head),
-            }
-        )
+        self._emit({"t": "loop"} | self.loop_record(loop))
+
+    def loop_record(self, loop: Loop) -> Record:
+        """A loop as a trace and an answer have it."""
+        return {
+            "cpu": loop.cpu,
+            "level": loop.level,
+            "begin": loop.first,
+            "end": loop.last,
+            "ticks": loop.ticks,
+            "turns": loop.turns,
+            "entries": loop.entries,
+            "head": hex64(loop.head),
+            "tail": hex64(loop.tail),
+            "kind": loop.kind,
+            "symbol": self.names.name_at(loop.head),
+        }
 
     def _note_range(self, row: Access) -> None:
         interrupted = (row.cpu, row.tick) in self._interrupted

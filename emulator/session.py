@@ -36,7 +36,7 @@ from emulator.recorder import Prepared, Recorder, RunSpec, prepare
 from emulator.run import Record, Run
 
 MAX_MESSAGE_BYTES: Final = 128 << 10
-ASKED: Final = ("state", "window")
+ASKED: Final = ("state", "window", "loops")
 """Queries that a checkpoint answers to anyone; the others are parts of searches."""
 FLUSH_SECONDS: Final = 0.05
 TURNS: Final = ("stage", "hypercall", "exception", "cpu-released", "end")

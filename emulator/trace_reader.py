@@ -32,9 +32,10 @@ from emulator.trace_schema import (
     MAX_CONSOLE_BYTES,
     MAX_IMAGE_BYTES,
     MAX_ROWS,
+    READABLE,
     ROLES,
-    SCHEMA,
     STATUSES,
+    TABLES_SINCE,
     TRACE_VERSION,
     Checkpoint,
     ConsoleChunk,
@@ -43,6 +44,7 @@ from emulator.trace_schema import (
     LoopRow,
     Slice,
     TraceDigest,
+    schema_of,
     writer_lives,
 )
 
@@ -127,14 +129,15 @@ class TraceReader:
                 hint="Give a file that bootflow record wrote.",
             )
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version != TRACE_VERSION:
+        if version not in READABLE:
             raise TraceVersionError(
                 f"{self.path}: trace version {version}; this bootflow reads {TRACE_VERSION}",
                 hint="Record the run again, or use the bootflow that wrote it.",
             )
         schema = db.execute("SELECT sql FROM sqlite_schema WHERE sql NOT NULL LIMIT 50").fetchall()
-        if sorted(row[0] for row in schema) != sorted(SCHEMA):
+        if sorted(row[0] for row in schema) != sorted(schema_of(version)):
             raise TraceCorruptError(f"{self.path}: the schema is not that of a trace")
+        self.version = int(version)
 
     def close(self) -> None:
         """Close the file."""
@@ -339,6 +342,8 @@ class TraceReader:
 
     def loops(self, limit: int | None = None) -> Iterator[LoopRow]:
         """Yield the loops, in order of arrival: one before those in it, nests by CPU and tick."""
+        if self.version < TABLES_SINCE["loop"]:
+            return
         columns = 'cpu,level,begin,"end",ticks,turns,entries,head,tail,kind,symbol'
         sql = f"SELECT {columns} FROM loop ORDER BY id LIMIT ?"  # noqa: S608
         for row in self._rows(sql, MAX_ROWS["loop"] if limit is None else limit):
@@ -398,9 +403,10 @@ class TraceReader:
             raise TraceCorruptError(f"{self.path}: digest {digest}, but {self.digest} is recorded")
         return digest
 
-    def compute_digest(self) -> str:
-        """Return the digest of the rows as they are."""
-        digest = TraceDigest()
+    def compute_digest(self, version: int | None = None) -> str:
+        """Return the digest of the rows, as a trace of its own version or of another has it."""
+        version = self.version if version is None else version
+        digest = TraceDigest(version)
         for item in self.slices():
             digest.add("slice", item)
         sql = "SELECT tick,cpu,kind,addr,size,value,nip,symbol,text FROM event ORDER BY id LIMIT ?"
@@ -410,7 +416,7 @@ class TraceReader:
             digest.add("console", chunk)
         for checkpoint in self.checkpoints():
             digest.add("checkpoint", checkpoint)
-        for loop in self.loops():
+        for loop in self.loops() if version >= TABLES_SINCE["loop"] else ():
             digest.add("loop", loop)
         images = {role: info.sha256 for role, info in self.image_infos().items()}
         return digest.hexdigest(self.spec, images, self.placement, self.end or {}, self.facts)

@@ -2,7 +2,7 @@
 
 Log of versions (did you bump TRACE_VERSION? is README.md updated? is an old trace refused by name?)
     1   first released format; meta may hold "facts" (JSON), which older traces do not have
-    2   table loop
+    2   table loop; a trace of version 1 is read as one without loops
 
 Not here: writing (`trace.py`) and reading what a stranger may have made (`trace_reader.py`).
 """
@@ -19,6 +19,9 @@ from typing import Any, NamedTuple
 from emulator.records import Json, canonical_json
 
 TRACE_VERSION = 2
+READABLE = (1, 2)
+TABLES_SINCE = {"loop": 2}
+"""Table -> the version that it came with; those that are not named came with the first."""
 APPLICATION_ID = 0x626F6F74  # "boot"
 
 MAX_IMAGE_BYTES = 512 << 20
@@ -95,6 +98,13 @@ SCHEMA = (
     symbol TEXT NOT NULL        -- sym+0xoff/0xsize of head, or empty
 ) STRICT""",
 )
+
+
+def schema_of(version: int) -> tuple[str, ...]:
+    """Return the statements that make a trace of a version."""
+    later = [table for table, since in TABLES_SINCE.items() if since > version]
+    return tuple(text for text in SCHEMA if not any(f"TABLE {table} " in text for table in later))
+
 
 # One statement a table; also the order of the tables in the digest.
 INSERT = {
@@ -194,9 +204,11 @@ class LoopRow(NamedTuple):
 class TraceDigest:
     """The trace digest: one running hash a table, so that the order between tables is no matter."""
 
-    def __init__(self) -> None:
-        self._tables = {kind: hashlib.sha256() for kind in INSERT}
-        self._rows = dict.fromkeys(INSERT, 0)
+    def __init__(self, version: int = TRACE_VERSION) -> None:
+        self._version = version
+        kinds = [kind for kind in INSERT if TABLES_SINCE.get(kind, 1) <= version]
+        self._tables = {kind: hashlib.sha256() for kind in kinds}
+        self._rows = dict.fromkeys(kinds, 0)
 
     def add(self, kind: str, row: Sequence[Any]) -> None:
         """Add one row of a table, in the table's order."""
@@ -214,8 +226,8 @@ class TraceDigest:
     ) -> str:
         """Return the digest of the whole trace; `images` maps a role to its sha256."""
         whole = hashlib.sha256()
-        lines: list[Any] = [{"version": TRACE_VERSION}, spec, dict(images), placement]
-        lines += [[kind, self._rows[kind], self._tables[kind].hexdigest()] for kind in INSERT]
+        lines: list[Any] = [{"version": self._version}, spec, dict(images), placement]
+        lines += [[kind, self._rows[kind], self._tables[kind].hexdigest()] for kind in self._tables]
         lines += [facts] if facts else []
         for line in [*lines, end]:
             whole.update(canonical_json(line).encode() + b"\n")

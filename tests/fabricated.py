@@ -132,6 +132,26 @@ def records(*, moves: bool = False) -> Iterator[dict[str, Any]]:
     }  # fmt: skip
     yield from _events(moves)
     yield from _slices()
+    yield from _loops()
+
+
+def _loops() -> Iterator[dict[str, Any]]:
+    hold, master = "__secondary_hold+0x50/0xa0", "master+0x58/0x110"
+    rows = [
+        (0, 0, 4461, 1_508_264_400, 1_508_259_939, 16, 1, 0x1EFF0030, 8, "call",
+         "verify_sha256_digest+0x30/0x134"),
+        (0, 1, 4500, 1_508_264_300, 1_508_259_700, 320_171, 4, 0x1EFF31A0, 11, "call",
+         "sha256_update.part.0+0x100/0x1dc"),
+        (0, 0, FLAG_TICK - 65_000, FLAG_TICK + 536, 65_536, 65_536, 1, 0x1EFF0858, 1, "delay",
+         master),
+        (1, 0, 140, RELEASED, 160, 40, 1, 0xB0, 4, "spin", hold),
+    ]  # fmt: skip
+    for cpu, level, begin, last, ticks, turns, entries, head, words, kind, symbol in rows:
+        yield {
+            "t": "loop", "cpu": cpu, "level": level, "begin": begin, "end": last, "ticks": ticks,
+            "turns": turns, "entries": entries, "head": f"0x{head:016x}",
+            "tail": f"0x{head + 4 * words - 4:016x}", "kind": kind, "symbol": symbol,
+        }  # fmt: skip
 
 
 def end(text: str = "the hand-off is complete", *, ok: bool = True, reason: str = "complete",
@@ -178,6 +198,7 @@ def state(tick: int) -> dict[str, Any]:
             "stage_letter": "H" if cpu else "P", "parked": cpu > 0,
             "symbol": "__secondary_hold+0x50/0xa0" if cpu else "master+0xf4/0x110",
             "registers": registers,
+            "loops": _standing(cpu, tick),
         })  # fmt: skip
     code = [
         {"addr": f"0x{0x1EFF08E8 + 4 * i:016x}", "bytes": "5c07c660", "text": text, "le": True,
@@ -192,6 +213,16 @@ def state(tick: int) -> dict[str, Any]:
                    "value": f"0x{flag:08x}"}],
         "disassembly": {str(cpu): code for cpu in range(4)},
     }  # fmt: skip
+
+
+def _standing(cpu: int, tick: int) -> list[dict[str, Any]]:
+    """The loops that a CPU is in: CPU 0 in its delay, the others in their hold loop."""
+    since, head = (FLAG_TICK - 65_000, 0x1EFF0858) if cpu == 0 else (140, 0xB0)
+    if cpu == 0 and not since < tick < FLAG_TICK + 536:
+        return []
+    at = f"0x{head:016x}"
+    turn = tick - since if cpu == 0 else 40
+    return [{"head": at, "tail": at, "turn": turn, "since": since, "symbol": ""}]
 
 
 _CODE = (

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from emulator.compiled import COMPILED
+
 ROOT = Path(__file__).parent.parent
 TOP_LEVEL = {
     "app", "emulator", "templates", "static", "tests", "pyproject.toml", "README.md", "Makefile",
@@ -56,6 +58,16 @@ def test_one_importer_of_each_engine(engine: str) -> None:
     expected = {"unicorn": "emulator/cpu.py", "capstone": "emulator/disassembly.py"}[engine]
     assert importers <= {expected}
     assert importers or not (ROOT / expected).exists()
+
+
+def test_compiled_code_is_kept_by_all_its_sources() -> None:
+    """`compiled` alone imports numba, and names every module that compiles with it."""
+    importers = [path.stem for path in modules("emulator") if "numba" in imported(path)]
+    assert importers == ["compiled"]
+    users = {
+        path.stem for path in modules("emulator") if "from emulator.compiled" in path.read_text()
+    }
+    assert users == set(COMPILED)
 
 
 def test_no_module_is_two_nouns_long() -> None:

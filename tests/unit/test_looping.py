@@ -112,7 +112,7 @@ def test_bars_are_bounded_and_do_not_overlap() -> None:
     bottom = loop_lane(canvas, lines(*rows), ax, (0, 10_000_000), 50.0, "/t/x/")
     bars = [shape for shape in canvas.shapes if shape.kind == "rect"]
     assert 0 < len(bars) <= MAX_BARS
-    assert bottom <= 50 + 2 * 15 + 4
+    assert bottom <= 50 + 3 * 15 + 4
     for bar in bars:
         assert bar.x >= 100
         assert bar.x + bar.w <= 1400.1
@@ -235,3 +235,22 @@ def test_the_command_line_lists_them(trace: Path) -> None:
     assert (
         CliRunner().invoke(main, ["loops", str(trace), "--json"]).output.count('"turns"') == count
     )
+
+
+def test_every_loop_of_a_window_is_told_of(trace: Path) -> None:
+    with TraceReader(trace) as reader:
+        last, rows = reader.last_tick, list(reader.loops())
+    begin = next(row.begin for row in rows if row.level == 0)
+    with SessionPool(keep_spare=False) as pool:
+        for lo, hi in ((0, 4000), (begin - 10, begin + 5000), (last - 4000, last)):
+            found = pool.query("run", trace, {"q": "loops", "from": max(lo, 0), "to": hi})["loops"]
+            assert all(lo <= row["begin"] < row["end"] < hi for row in found)
+            for row in found:
+                where = {"cpu": row["cpu"], "q": "window", "tick": row["begin"]}
+                steps = pool.query("run", trace, where | {"before": 0, "after": 1})["steps"]
+                assert steps[0]["nip"] == row["head"]
+            known = [x for x in rows if lo <= x.begin and x.end < hi and x.level == 0]
+            told = {(row["cpu"], row["head"], row["begin"], row["turns"]) for row in found}
+            assert {(x.cpu, x.head, x.begin, x.turns) for x in known} <= told
+        with pytest.raises(LimitError, match="loops of ticks"):
+            pool.query("run", trace, {"q": "loops", "from": 0, "to": 1 << 21})

@@ -35,8 +35,7 @@ def make(*words: int, msr: int = LITTLE, cpus: int = 1) -> Machine:
 
 
 def finish(machine: Machine) -> list[Loop]:
-    machine.close_loops()
-    return machine.loops.take()
+    return machine.close_loops()
 
 
 def rows(loops: list[Loop]) -> list[tuple[int, ...]]:
@@ -226,6 +225,19 @@ def test_rows_are_taken_before_there_is_no_room() -> None:
             taken += machine.loops.take()
     taken += finish(machine)
     assert sum(loop.turns for loop in taken if loop.tail == loop.head and loop.level == 1) > 960_000
+
+
+def test_closing_sixteen_cpus_stays_within_the_table() -> None:
+    """Each has as many rows waiting as it can: together more than are told of at once."""
+    outer = [asm.li(6, 2)]
+    for _ in range(120):
+        outer += [asm.li(4, 70), asm.mtctr(4), asm.addi(7, 7, 1), asm.bdnz(-4)]
+    machine = make(*outer, asm.b(0), cpus=16)
+    for cpu in range(16):
+        machine.run(cpu, machine.tick + 1 + 120 * (2 + 140), exact=True)
+    found = finish(machine)
+    assert [sum(x.cpu == cpu for x in found) for cpu in range(16)] == [120] * 16
+    assert all((x.turns, x.ticks) == (70, 140) for x in found)
 
 
 KINDS: dict[str, tuple[int, ...]] = {

@@ -28,6 +28,7 @@ from app.samples import sample_spec
 from app.sessions import SessionPool
 from app.verify import SpecLimits, Verification, check_spec, compare, verify
 from emulator.errors import BootflowError, TraceCorruptError, TraceError, TraceVersionError
+from emulator.revision import ENGINE_REVISION
 from emulator.samples import get_sample
 from emulator.trace import TRACE_VERSION, ImageFile, TraceReader
 
@@ -385,3 +386,21 @@ def test_upload_that_is_cut_off_or_none(site: tuple[Path, Index], good: Path) ->
     run = upload(site, part)
     assert (run.status, run.word) == ("failed", "")
     assert "only finished traces are shown" in run.verdict
+
+
+def test_a_trace_of_version_1_is_read_and_verified(pool: SessionPool) -> None:
+    """Recorded by the bootflow of 2026-11-22 from our own pair; it knows no loops."""
+    path = Path(__file__).parents[1] / "data" / "version-1.bootflow"
+    with TraceReader(path) as reader:
+        assert (reader.version, list(reader.loops())) == (1, [])
+        assert reader.check() == reader.digest
+        engine = reader.placement["engine"]
+    if engine == ENGINE_REVISION:
+        done = prove(pool, path)
+        assert (done.verified, done.digest) == (True, reader_digest(path))
+        assert "loop" not in done.rows
+
+
+def reader_digest(path: Path) -> str | None:
+    with TraceReader(path) as reader:
+        return reader.digest
