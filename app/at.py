@@ -106,7 +106,23 @@ def _to(run: Run, tick: int, looked: view.View) -> AnyResponse:
 
 @blueprint.get("/t/<run_id>/<int:tick>/seek")
 def seek(run_id: str, tick: int) -> AnyResponse:
-    """Go to the previous or next access of a byte or register, seen from a tick."""
+    """Go to the access of a byte or register that is asked for, or a step further."""
+    page, run = _answer(run_id, tick)
+    if page.found and page.to is not None:
+        return _to(run, page.to, page.view)
+    return cached(send(page, "html"), run, private=True)
+
+
+@blueprint.get("/t/<run_id>/<int:tick>/seek.<form>")
+def seek_twin(run_id: str, tick: int, form: str) -> AnyResponse:
+    """Say as text or JSON where a question or a step leads."""
+    if form not in ("txt", "json"):
+        raise BadOption(f"no format .{form[:16]!r}", hint="There are txt and json.")
+    page, run = _answer(run_id, tick)
+    return cached(render(page, form), run, private=True)
+
+
+def _answer(run_id: str, tick: int) -> tuple[seeking.AnswerPage, Run]:
     run = index().get(run_id)
     looked = view.parse(request.args)
     reader = open_trace(run)
@@ -115,8 +131,8 @@ def seek(run_id: str, tick: int) -> AnyResponse:
     with reader:
         told = told_by(run, reader)
         moments.check_tick(told, tick)
-        found = seeking.seek(told, tick, looked, request.args.get("what", ""), asker(run))
-    return _to(run, found, looked)
+        what = request.args.get("what", "")
+        return seeking.answer_page(run, reader, told, tick, looked, what, asker(run)), run
 
 
 @blueprint.get("/t/<run_id>/<int:tick>/turn")

@@ -24,8 +24,9 @@ from typing import Any
 import click
 
 from app.cli_reading import READING, in_file, json_option, print_json, print_lines, trace_argument
-from app.command import record_line
+from app.command import record_line, spec_of
 from app.exploring import Explored, explore_trace, record_races
+from app.seeking import ASKED, seek_document
 from app.sessions import Outcome, PoolLimits, SessionPool
 from app.text import check_lines, fit, moment_lines, schedule_document
 from app.verify import verification_document, verification_lines, verify
@@ -146,34 +147,9 @@ def record(ctx: click.Context, /, output: Path | None, **options: Any) -> None:
             if options[name] is not None
         ]
         with _terminated_as_interrupted():
-            outcome = pool.record("run", path, _spec(options), images, on_tick=progress.show)
+            outcome = pool.record("run", path, spec_of(options), images, on_tick=progress.show)
     progress.clear()
     ctx.exit(_report(path, outcome, debug=options["debug"]))
-
-
-def _spec(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options as a RunSpec document."""
-    spec = {
-        "mode": "load-panic" if options["load_panic"] else "load",
-        "append": options["append"],
-        "cpus": options["cpus"],
-        "boot_cpu": options["boot_cpu"],
-        "mem_bytes": options["mem"],
-        "base_addr": options["base"],
-        "checks": not options["no_checks"],
-        "debug": options["debug"],
-        "signature": options["signature"],
-        "seed": options["seed"],
-        "schedule": options["schedule"],
-        "until": options["until"],
-    }
-    if options["corrupt"] is not None:
-        spec["corrupt"] = options["corrupt"]
-    if options["quantum"] is not None:
-        spec["quantum"] = options["quantum"]
-    if options["limit"] is not None:
-        spec["limit_ticks"] = options["limit"]
-    return spec
 
 
 def _until_tick(until: str | None) -> int | None:
@@ -306,6 +282,29 @@ def _state_document(state: dict[str, Any], cpu: int | None) -> dict[str, Any]:
             {key: flag[key] for key in ("name", "addr", "size", "value")} for flag in state["flags"]
         ],
     }
+
+
+@main.command()
+@trace_argument
+@click.argument("what", type=click.Choice(ASKED), metavar="WHAT")
+@click.option("--tick", type=click.IntRange(0), required=True, help="Seen from this moment.")
+@click.option("--at", default="", help="A place or register: 0x5c, 0x200005c+4, r7.")
+@click.option("--cpu", type=click.IntRange(0, 15), help="Whose register; a step of this CPU only.")
+@json_option
+@click.pass_context
+def seek(ctx: click.Context, /, trace: Path, what: str, as_json: bool, **seen: Any) -> None:
+    """Say who wrote last or reads next, or where one step leads; exit status 1 if nowhere.
+
+    WHAT is last-write, next-read, previous or next (access) of --at; or next-insn, next-event,
+    next-slice, previous-insn ..., of all CPUs or of --cpu.
+    """
+    with TraceReader(trace) as reader, SessionPool(_LIMITS, keep_spare=False) as pool:
+        document = seek_document(reader, what, seen, lambda query: pool.query("run", trace, query))
+    if as_json:
+        print_json(document)
+    else:
+        print_lines(part for line in document["lines"] for part in fit(line, indent=4))
+    ctx.exit(1 if document["tick"] is None else 0)
 
 
 @main.command("check")

@@ -141,3 +141,28 @@ def _pieces(word: str, first: int, room: int) -> list[str]:
         pieces.append(quote(word[:size]) if not pieces else _quote_value(word[:size]))
         word, first = word[size:], room
     return pieces
+
+
+def spec_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options as a RunSpec document."""
+    spec = {
+        "mode": "load-panic" if options["load_panic"] else "load",
+        "append": options["append"],
+        "cpus": options["cpus"],
+        "boot_cpu": options["boot_cpu"],
+        "mem_bytes": options["mem"],
+        "base_addr": options["base"],
+        "checks": not options["no_checks"],
+        "debug": options["debug"],
+        "signature": options["signature"],
+        "seed": options["seed"],
+        "schedule": options["schedule"],
+        "until": options["until"],
+    }
+    if options["corrupt"] is not None:
+        spec["corrupt"] = options["corrupt"]
+    if options["quantum"] is not None:
+        spec["quantum"] = options["quantum"]
+    if options["limit"] is not None:
+        spec["limit_ticks"] = options["limit"]
+    return spec

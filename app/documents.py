@@ -21,6 +21,7 @@ def document(kind: str, page: Any) -> dict[str, Any]:
     made: dict[str, Callable[[Any], dict[str, Any]]] = {
         "run": _run_document, "moment": _moment_document, "wait": _wait_document,
         "gallery": _gallery_document, "error": _error_document, "search": _search_document,
+        "answer": _answer_document,
         "help": dataclasses.asdict, "compare": _compare_document,
     }  # fmt: skip
     return {"format_version": FORMAT_VERSION, **made[kind](page)}
@@ -139,6 +140,20 @@ def _search_document(page: Any) -> dict[str, Any]:
         "hits": [_placed(hit) for hit in page.hits],
         "more": page.more,
         "problem": page.problem,
+    }
+
+
+def _answer_document(page: Any) -> dict[str, Any]:
+    return {
+        "run": _head_document(page.head),
+        "from": page.tick,
+        "what": page.what,
+        "at": page.view.at,
+        "cpu": page.view.cpu,
+        "found": page.found,
+        "tick": page.to,
+        "lines": list(page.lines),
+        "answer": page.answer,
     }
 
 

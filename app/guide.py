@@ -32,10 +32,14 @@ class Key:
 KEYS = (
     Key(("h", "l"), "previous, next instruction; held down, many"),
     Key(("H", "L"), "previous, next event"),
+    Key(("{", "}"), "previous, next slice: a CPU's turn begins"),
+    Key(("j", "k"), "previous, next instruction of the open CPU alone"),
+    Key(("J", "K"), "previous, next event of the open CPU alone"),
+    Key(("(", ")"), "previous, next slice of the open CPU alone"),
     Key(("[", "]"), "previous, next touch of the flag"),
     Key(("w",), "last write of what is followed: its writer"),
     Key((",", "."), "previous, next access of the followed byte"),
-    Key(("r",), "next read of the followed byte"),
+    Key(("r",), "next read of what is followed, or its end unread"),
     Key(("b",), "into the grid of low memory: arrows move, Enter follows the byte"),
     Key(("f",), "follow the flag"),
     Key(("Escape",), "let go of what is followed; leave a field"),
@@ -77,7 +81,9 @@ ADDRESSES = (
     Address("/t/<id>/go?tick=", "redirects to a tick; commas may stand in it"),
     Address(
         "/t/<id>/<tick>/seek?at=&what=",
-        "redirects to the access of a byte or register: last-write, next-read, previous, next",
+        "redirects to the access of a byte or register: last-write, next-read, previous, next; or "
+        "by a step of all CPUs or of cpu=: next-insn, next-event, next-slice, previous-...",
+        "seek.txt seek.json",
     ),
     Address(
         "/t/<id>/<tick>/turn?cpu=&head=&turn=",
@@ -157,7 +163,7 @@ FIELDS = (
     ),
     ("selected", "what is followed: name, value, and the chain of steps that the value came by"),
     ("in_loops", "of a moment: cpu, level, name, kind, turn, turns, since, end of each loop"),
-    ("moves", "ticks of the neighbours: instruction, event, touch of the flag"),
+    ("moves", "ticks of the neighbours: insn, event, slice, flag; those of the open cpu again"),
     ("problem", "why the session could not be asked, else empty"),
 )
 

@@ -8,7 +8,7 @@ session the page says so and shows what the trace knows.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +20,7 @@ from app.drawing import finish, short, timeline
 from app.index import Run
 from app.lens import BACK, ON, Cell
 from app.looping import LoopLine, Standing, loop_lines, standing
+from app.moves import Moves, moves
 from app.steps import (
     BACK as STEPS_BACK,
 )
@@ -63,18 +64,6 @@ class Zoom:
     key: str = ""
     dead: bool = False
     """It leads to what is shown: no link, but it keeps its place."""
-
-
-@dataclass(frozen=True)
-class Moves:
-    """Where the links beside the tick go; None where there is nothing."""
-
-    previous_tick: int | None
-    next_tick: int | None
-    previous_event: int | None
-    next_event: int | None
-    previous_flag: int | None
-    next_flag: int | None
 
 
 @dataclass(frozen=True)
@@ -131,6 +120,11 @@ class Moment:
     """The loops that the CPUs are in."""
     sampled: bool = False
     """The session has not looked through the run yet: later it can show functions here."""
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """All CPUs."""
+        return tuple(row.cpu for row in self.cpus)
 
     @property
     def is_partial(self) -> bool:
@@ -387,7 +381,7 @@ def _moment(
         _differences(low, kernel_low),
         tuple(_flag_value(flag) for flag in state.get("flags", [])),
         active,
-        _moves(told, tick),
+        moves(told, reader, tick, active),
         zooms(view, tick, told.lanes.last_tick),
         tuple(rows),
         step,
@@ -568,23 +562,6 @@ def _differences(low: bytes, kernel_low: bytes) -> tuple[tuple[int, str, str], .
         if left != right:
             out.append((at, left.hex(" "), right.hex(" ")))
     return tuple(out)
-
-
-def _moves(told: Story, tick: int) -> Moves:
-    last = told.lanes.last_tick
-    events = sorted({row.tick for row in told.rows if row.tick <= last})
-    flags = sorted({step.tick for step in told.verdict.custody if step.number > 0})
-    return Moves(
-        tick - 1 if tick else None,
-        tick + 1 if tick < last else None,
-        *_neighbours(events, tick),
-        *_neighbours(flags, tick),
-    )
-
-
-def _neighbours(ticks: list[int], tick: int) -> tuple[int | None, int | None]:
-    left, right = bisect_left(ticks, tick), bisect_right(ticks, tick)
-    return (ticks[left - 1] if left else None), (ticks[right] if right < len(ticks) else None)
 
 
 def _around(rows: list[panels.EventRow], tick: int) -> tuple[tuple[panels.EventRow, ...], int]:

@@ -28,6 +28,7 @@ FORMATS = ("txt", "json", "svg", "png", "html")
 STEMS = {
     "RunPage": "run", "WaitPage": "wait", "GalleryPage": "gallery", "ErrorPage": "error",
     "SearchPage": "search", "HelpPage": "help", "ComparePage": "compare",
+    "AnswerPage": "answer",
 }  # fmt: skip
 EMBED_POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors *"

@@ -7,15 +7,19 @@ are in the trace; any other place and the registers are asked of the session. No
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from app import pages, panels
 from app.index import Run
 from app.moments import AskAll, Json
-from app.story import Story
-from app.view import BadView, View
+from app.moves import STEPS, step
+from app.story import Story, story
+from app.view import BadView, View, parse
 from emulator.errors import BootflowError, SessionError
+from emulator.options import no_such_cpu
+from emulator.records import check_answer
 from emulator.trace import EVENT_KINDS, Event, TraceReader
 from emulator.verdict import number
 
@@ -39,7 +43,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
         told: the run's story.
         tick: where the reader stands.
         view: its `at` (and `cpu`) is what is followed.
-        what: last-write, next-read, previous or next (access of either kind).
+        what: last-write, next-read, previous or next (access of either kind; not of a register).
         ask_all: asks the run's session.
 
     Raises:
@@ -49,7 +53,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
     if what not in SEEKS:
         raise BadView(f"what={what[:20]!r}", hint=f"One of {', '.join(SEEKS)}.")
     if view.register:
-        return _register_write(tick, view, ask_all)
+        return _of_register(tick, view, what, ask_all)
     if view.place is None:
         raise BadView("nothing is selected", hint="For example at=0x5c or at=r7&cpu=0.")
     addr, size = view.place
@@ -80,14 +84,62 @@ def _asked(ask_all: AskAll, question: Json) -> int | None:
     return int(answer["tick"]) if answer.get("found", True) and "tick" in answer else None
 
 
-def _register_write(tick: int, view: View, ask_all: AskAll) -> int:
+def _of_register(tick: int, view: View, what: str, ask_all: AskAll) -> int:
+    """Return the tick of the last write of a register, or of its next read."""
+    if what not in QUESTIONS:
+        raise BadView(
+            f"what={what[:20]!r} of a register", hint=f"One of {', '.join(QUESTIONS)}, or a byte."
+        )
+    answer = ask_register(tick, view, what, ask_all)
+    if not answer.get("found"):
+        said = register_lines(what, view.cpu or 0, view.register, tick, answer)
+        raise NotFound(" ".join(said), hint="The other direction may have one.")
+    return int(answer["tick"])
+
+
+def ask_register(tick: int, view: View, what: str, ask_all: AskAll) -> Json:
+    """Ask the session about the register that is followed."""
     question = {
-        "q": "register-write", "tick": tick, "cpu": view.cpu or 0, "register": view.register,
+        "q": QUESTIONS[what], "tick": tick, "cpu": view.cpu or 0, "register": view.register,
     }  # fmt: skip
-    found = _asked(ask_all, question)
-    if found is None:
-        raise NotFound(f"cpu {view.cpu or 0} has not written {view.register} up to tick {tick}")
-    return found
+    answer, problem = ask_all([question])[0]
+    if problem:
+        raise SessionError(problem, hint="Try again in a moment.")
+    return answer
+
+
+QUESTIONS = {"last-write": "register-write", "next-read": "register-read"}
+"""What can be asked of a register, and what the session calls it."""
+
+
+def register_lines(what: str, cpu: int, register: str, tick: int, answer: Json) -> tuple[str, ...]:
+    """Say who wrote a register last, or what became of its value."""
+    name = f"cpu {cpu} {register}"
+    at = answer.get("tick")
+    if what == "last-write":
+        if at is None:
+            return (f"{name}: not changed up to tick {tick}",)
+        return (f"{name}: last changed at tick {at} by {_who(answer)}",)
+    note = f"note: {panels.printable(str(answer['note']))}" if answer.get("note") else ""
+    outcome, part = answer.get("outcome"), panels.printable(str(answer.get("part") or ""))
+    if at is None:
+        last = answer.get("last_tick", "?")
+        said = f"{name}: its value at tick {tick} is not read up to the last tick, {last}"
+    elif outcome == "read":
+        said = f"{name}{f' ({part})' * bool(part)}: read at tick {at} by {_who(answer)}"
+    elif outcome == "overwritten":
+        said = f"{name}: overwritten unread at tick {at} by {_who(answer)}"
+    else:
+        said = (
+            f"{name}: not known from tick {at} on; nobody knows what is touched by {_who(answer)}"
+        )
+    return (said, note) if note else (said,)
+
+
+def _who(answer: Json) -> str:
+    text = " ".join(str(answer.get("text") or "").split())
+    by = f"{text} ({answer['by']})" if text and answer.get("by") else text or answer.get("by")
+    return panels.printable(f"{by or '?'} at {answer.get('symbol') or answer.get('nip')}")
 
 
 def turn_tick(tick: int, cpu: int, head: int, turn: int, ask_all: AskAll) -> int:
@@ -143,6 +195,105 @@ def _previous_access(told: Story, tick: int, addr: int, size: int, ask_all: AskA
             return found[-1]
         hi, step = lo, step * 4
     return None
+
+
+@dataclass(frozen=True)
+class AnswerPage:
+    """What a question or a step from a tick led to."""
+
+    head: pages.Head
+    tick: int
+    what: str
+    lines: tuple[str, ...]
+    found: bool
+    to: int | None
+    """The tick of what was asked for, or of what happened instead."""
+    view: View
+    answer: Json
+    """The session's, about a register."""
+
+
+def answer_page(
+    run: Run,
+    reader: TraceReader,
+    told: Story,
+    tick: int,
+    view: View,
+    what: str,
+    ask_all: AskAll,
+) -> AnswerPage:
+    """Answer a question about a byte or a register, or go one step.
+
+    Args:
+        run: its row of the index.
+        reader: its trace.
+        told: its story.
+        tick: where the reader stands.
+        view: what is followed, and which CPU is chosen.
+        what: one of SEEKS or of `moves.STEPS`.
+        ask_all: asks the run's session.
+
+    Raises:
+        BadView: that cannot be asked. SessionError: the session cannot say.
+        NotFound: there is no such access or step.
+    """
+    found, lines, to, answer = _answered(reader, told, tick, view, what, ask_all)
+    return AnswerPage(pages.head(run), tick, what, lines, found, to, view, answer)
+
+
+def _answered(
+    reader: TraceReader, told: Story, tick: int, view: View, what: str, ask_all: AskAll
+) -> tuple[bool, tuple[str, ...], int | None, Json]:
+    """Return whether there is what was asked for, what to say, the tick, the session's answer."""
+    if what in STEPS:
+        to = step(told, reader, tick, what, view.cpu)
+        if to is None:
+            whose = "" if view.cpu is None else f" of cpu {view.cpu}"
+            raise NotFound(f"no {what.replace('-', ' ')}{whose} from tick {tick}")
+        return True, (f"{what}: tick {to}",), to, {}
+    if view.register and what in QUESTIONS:
+        answer = ask_register(tick, view, what, ask_all)
+        lines = register_lines(what, view.cpu or 0, view.register, tick, answer)
+        return bool(answer.get("found")), lines, answer.get("tick"), answer
+    to = seek(told, tick, view, what, ask_all)
+    return True, (f"{what} of {view.at}: tick {to}",), to, {}
+
+
+ASKED = (*SEEKS, *STEPS)
+"""What the command line asks."""
+
+
+def seek_document(
+    reader: TraceReader, what: str, seen: Mapping[str, Any], ask: Callable[[Json], Json]
+) -> Json:
+    """Answer the command line: the same questions and steps as the page's.
+
+    Args:
+        reader: the trace.
+        what: one of ASKED.
+        seen: tick, at and cpu.
+        ask: asks a session.
+
+    Raises:
+        BadView: that cannot be asked.
+        SessionError: there is no session, or its answer is none.
+    """
+    told, tick, cpu = story(reader), seen["tick"], seen["cpu"]
+    view = parse({"at": seen["at"], "cpu": "" if cpu is None else str(cpu)})
+    if tick > told.lanes.last_tick:
+        raise BadView(f"no tick {tick}; the last one is {told.lanes.last_tick}")
+    if cpu is not None and cpu not in told.lanes.stays:
+        raise BadView(no_such_cpu(cpu, len(told.lanes.stays)), hint="CPUs are counted from 0.")
+
+    def ask_all(questions: Sequence[Json]) -> list[tuple[Json, str]]:
+        return [(check_answer(query["q"], ask(query)), "") for query in questions]
+
+    try:
+        found, lines, to, answer = _answered(reader, told, tick, view, what, ask_all)
+    except NotFound as exc:
+        found, lines, to, answer = False, (exc.message,), None, {}
+    said = {"from": tick, "what": what, "at": view.at, "cpu": cpu, "found": found, "tick": to}
+    return said | {"lines": list(lines), "answer": answer}
 
 
 @dataclass(frozen=True)

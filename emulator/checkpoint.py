@@ -88,6 +88,11 @@ class Checkpoints:
         self.run = run
         self.census = Census(run.names.function_starts())
 
+    @property
+    def cpus(self) -> int:
+        """How many CPUs the machine has."""
+        return len(self.run.machine.cpus)
+
     def sampled_spans(self, begin: int, end: int) -> list[Span]:
         """Functions during [begin, end), as far as one look in 16,384 ticks tells."""
         rows = np.concatenate([*self._trail, np.zeros((0, 3), np.int64)])

@@ -18,7 +18,10 @@ import numba
 import numba.extending
 from numba.core import cgutils
 
-COMPILED: Final = ("census", "dwarf", "intercepts", "loopkinds", "mmu", "native", "nativeloops")
+COMPILED: Final = (
+    "census", "dwarf", "intercepts", "loopkinds", "mmu", "native", "nativeloops", "operands",
+    "registers",
+)  # fmt: skip
 """Modules with compiled functions."""
 
 

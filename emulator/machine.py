@@ -123,8 +123,7 @@ class Machine:
         self.cpus: list[Cpu] = []
         self.state = np.zeros(native.STATE_SLOTS, np.int64)
         self.watch_pages: list[int] = []
-        self._hypercall = hypercall
-        self._on_exception = on_exception
+        self.hypercall, self.on_exception = hypercall, on_exception
         self._on_range = on_range
         self.interrupts_little_endian = False
         self.interrupts_relocated = False
@@ -358,7 +357,7 @@ class Machine:
 
     def _do_hypercall(self, cpu: Cpu) -> Stop | None:
         args = list(cpu.registers().gpr[3:13])
-        answer = self._hypercall(self, cpu.number, args)
+        answer = self.hypercall(self, cpu.number, args)
         if isinstance(answer, str):
             return Stop("fault", answer)
         cpu.set_registers({f"r{3 + n}": value for n, value in enumerate(answer)})
@@ -413,7 +412,7 @@ class Machine:
     def _deliver(self, cpu: Cpu, vector: int, name: str, srr0: int, srr1: int) -> Stop | None:
         """Take an interrupt the way a guest of a hypervisor does (Power ISA 3.1 Book III 7.5)."""
         msr = cpu.msr
-        storm = self._on_exception(cpu.number, name, vector, srr0) if self._on_exception else ""
+        storm = self.on_exception(cpu.number, name, vector, srr0) if self.on_exception else ""
         again = self._delivered_at == self.tick
         self._delivered_at = self.tick
         self._delivered_here = self._delivered_here + 1 if again else 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 UC_REG_PC = 1
 UC_REG_GPR0 = 2
-UC_REG_LR, UC_REG_CTR, UC_REG_MSR = 74, 76, 77
+UC_REG_LR, UC_REG_CTR, UC_REG_MSR, UC_REG_CR = 74, 76, 77, 79
 
 MSR_LE, MSR_RI, MSR_DR, MSR_IR = 0x1, 0x2, 0x10, 0x20
 MSR_ME, MSR_FP, MSR_PR, MSR_EE = 0x1000, 0x2000, 0x4000, 0x8000
@@ -124,33 +124,3 @@ def effective_address(word: int, gpr: tuple[int, ...]) -> int | None:
     if primary != 31:
         offset = (offset ^ 0x8000) - 0x8000
     return (base + offset) & (1 << 64) - 1
-
-
-_WRITES_RT = frozenset((3, 7, 8, 12, 13, 14, 15, 32, 33, 34, 35, 40, 41, 42, 43, 56, 58))
-_WRITES_RA = frozenset((20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30))
-_UPDATES = frozenset((33, 35, 37, 39, 41, 43, 45, 49, 51, 53, 55, 58, 62))
-_MANY = frozenset((1, 2, 4, 5, 6, 31, 46, 56, 57, 59, 60, 61, 63))
-"""Primary opcodes with instructions of several forms: any register that they name counts."""
-
-
-def may_write(word: int, number: int) -> bool:
-    """Whether an instruction may change a register (a UC_REG number: GPR, LR or CTR).
-
-    True for more than those that do, never False for one that does: a search looks closer then.
-    Source: Power ISA 3.1, appendix of opcode maps.
-    """
-    primary, rt, ra = word >> 26, word >> 21 & 31, word >> 16 & 31
-    if number in (UC_REG_LR, UC_REG_CTR):
-        branch = primary in (16, 18, 19) and (word & 1 or number == UC_REG_CTR)
-        return bool(branch) or (primary == 31 and word >> 1 & 0x3FF == 467)
-    wanted = number - UC_REG_GPR0
-    if primary in (17, 46) or (primary == 31 and word >> 1 & 0x3FF in (533, 597)):  # sc, lmw, lsw
-        return True
-    named = set()
-    if primary in _MANY:
-        named |= {rt, ra, rt + 1, word >> 11 & 31}
-    if primary in _WRITES_RT:
-        named |= {rt, rt + 1} if primary == 56 else {rt}
-    if primary in _WRITES_RA or primary in _UPDATES:
-        named.add(ra)
-    return wanted in named

@@ -22,7 +22,9 @@ from emulator.errors import DivergenceError, LimitError
 from emulator.loops import Loop
 from emulator.machine import Machine
 from emulator.mmu import ACCESS_FETCH, ACCESS_WRITE
-from emulator.ppc64 import MSR_LE, may_write
+from emulator.operands import may_change
+from emulator.ppc64 import MSR_LE
+from emulator.registers import first_reader, last_writers
 from emulator.run import Record, Run, hex64
 from emulator.spans import spans_of
 
@@ -347,14 +349,14 @@ def _register(path: Path, query: Record) -> Record:
         again = [
             (int(addr) % (1 << 64), int(addr) % (1 << 64) + int(size))
             for addr, _, size in rows.tolist()
-            if _writes_twice(machine, cpu, int(addr) % (1 << 64), int(size), number)
+            if _writes_twice(machine, cpu, int(addr) % (1 << 64), int(size), query["name"])
         ]
         if again:
             found["again"] = again
     return found
 
 
-def _writes_twice(machine: Machine, cpu: Cpu, ea: int, size: int, number: int) -> bool:
+def _writes_twice(machine: Machine, cpu: Cpu, ea: int, size: int, name: str) -> bool:
     """Whether two instructions of a block may write a register: one alone is seen from outside."""
     physical = machine.translate(cpu, ea, ACCESS_FETCH)
     if physical is None:
@@ -364,7 +366,7 @@ def _writes_twice(machine: Machine, cpu: Cpu, ea: int, size: int, number: int) -
     code = machine.read(physical, size)
     for order in ("<", ">"):  # it may have run in the other than the CPU has now
         words = struct.unpack(f"{order}{size // 4}I", code[: size & ~3])
-        if sum(may_write(word, number) for word in words) > 1:
+        if sum(may_change(word, name) for word in words) > 1:
             return True
     return False
 
@@ -435,6 +437,8 @@ QUERIES: Final[dict[str, Query]] = {
     ),
     "hits": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _hits),
     "register": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _register),
+    "first-reader": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), first_reader),
+    "last-writers": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), last_writers),
     "trail": Query(lambda q: int(q["from"]), lambda q: int(q["to"]), _trail),
     "loops": Query(lambda q: _loop_window(q)[0], lambda q: _loop_window(q)[1], _loops),
     "standing": Query(lambda q: int(q["tick"]), lambda q: int(q["tick"]), _standing),

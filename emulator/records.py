@@ -493,6 +493,18 @@ ANSWERS: dict[str, Callable[[Any], Json]] = {
     "loops": _object(Field("loops", _list(_object(*RECORDS["loop"]), 500))),
     "turn": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
     "register-write": _object(Field("found", _flag, True), Field("tick", _optional(_TICK), None)),
+    "register-read": _object(
+        Field("found", _flag, True),
+        Field("tick", _optional(_TICK), None),
+        _SYMBOL,
+        Field("cpu", _optional(_CPU), None),
+        Field("outcome", _text(16)),
+        Field("register", _text(8)),
+        Field("part", _text(64), ""),
+        Field("text", _text(1024), ""),
+        Field("by", _text(256), ""),
+        Field("note", _text(256), ""),
+    ),
     "accesses": _object(
         Field("accesses", _list(_object(Field("tick", _TICK), Field("cpu", _CPU, 0)), 100_000)),
         Field("more", _flag, False),

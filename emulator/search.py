@@ -18,7 +18,8 @@ from emulator.checkpoint import Checkpoints, error_document
 from emulator.errors import BootflowError, LimitError, SessionError
 from emulator.handoff import LOW_COPY_BYTES
 from emulator.native import LOG_READ, LOG_WRITE
-from emulator.ppc64 import GPRS, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR
+from emulator.ppc64 import GPRS, UC_REG_CR, UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, UC_REG_MSR
+from emulator.registers import NOTES, pieces_of
 from emulator.run import Record, hex64
 from emulator.spans import squeeze
 from emulator.turnsearch import LEFT, begin_of_turn
@@ -27,6 +28,11 @@ MAX_LINKS: Final = 24
 MAX_SPANS: Final = 2000
 MAX_INSIDE: Final = 200
 """Pieces of code that are looked into one by one; of more, all between the first and the last."""
+MAX_WRITERS: Final = 16
+WRITERS_WINDOW: Final = 512
+"""Windows, and instructions in each, that are looked through for a writer with an effect."""
+JUST_BEFORE: Final = 1024
+"""Instructions that are looked through before anything else."""
 AT_ONCE: Final = 2
 """Stretches that one search has replayed at the same time."""
 EXACT_TICKS: Final = 400_000
@@ -35,7 +41,10 @@ one is told from the trail that was left once in 16,384 ticks while it ran."""
 _SEARCHABLE: Final = {name: UC_REG_GPR0 + n for n, name in enumerate(GPRS)} | {
     "lr": UC_REG_LR,
     "ctr": UC_REG_CTR,
+    "cr": UC_REG_CR,
+    "msr": UC_REG_MSR,
 }
+"""Registers that a block hook can look at; XER lies in pieces."""
 _NOT_FOUND: Final = {"found": False}
 
 
@@ -74,6 +83,14 @@ def _place(query: Record) -> tuple[int, int]:
             f"addr {addr!r}, size {size!r}", hint="Give a physical address and 1..4096 bytes."
         )
     return addr, addr + size
+
+
+class _Unchanged(Exception):
+    """Many instructions wrote into a register what it held already."""
+
+    def __init__(self, register: str, since: int) -> None:
+        super().__init__(f"{register} was written many times since tick {since}, unchanged")
+        self.since = since
 
 
 class _Searcher:
@@ -208,11 +225,24 @@ class _Searcher:
         return {"accesses": rows[:MAX_SPANS], "more": more}
 
     def register_write(self, cpu: int, register: str, tick: int) -> Record:
-        """The last instruction at or before a tick that changed a register of a CPU."""
-        number = _SEARCHABLE.get(register)
-        if number is None:
-            raise LimitError(f"register {register!r}", hint="Ask for r0..r31, lr or ctr.")
-        query = {"q": "register", "cpu": cpu, "register": number}
+        """The last instruction at or before a tick that changed a register of a CPU.
+
+        What ran just before is looked at first, then the register's writers, the last first. Where
+        many of them changed nothing, the values at blocks are compared, which takes longer.
+        """
+        for step in reversed(self.window(tick, JUST_BEFORE)):
+            if step["cpu"] == cpu and register in step["changed"]:
+                return {"found": True, "register": register} | step
+        try:
+            return self._change_by_writers(cpu, register, tick)
+        except _Unchanged as error:
+            number = _SEARCHABLE.get(register)
+            if number is None:
+                raise LimitError(str(error), hint="Ask about an earlier tick.") from None
+            return self._change_by_value(cpu, register, number, error.since)
+
+    def _change_by_value(self, cpu: int, register: str, number: int, tick: int) -> Record:
+        query = {"q": "register", "cpu": cpu, "register": number, "name": register}
         wanted = [
             (index, end, query | {"from": begin, "to": end})
             for index, begin, end in self.stretches(tick)
@@ -226,6 +256,86 @@ class _Searcher:
                 if step is not None:
                     return {"found": True, "register": register} | step
         return dict(_NOT_FOUND)
+
+    def register_read(self, cpu: int, register: str, tick: int) -> Record:
+        """What becomes of a register's value as it stands at a tick: who reads or replaces it?
+
+        Pieces of CR and XER are followed one by one: a stretch hangs on what the last one left.
+        """
+        live, note = pieces_of(register), NOTES.get(register)
+        said: Record = {"register": register} | ({"note": note} if note else {})
+        ahead = self._stretches_of(cpu, tick)
+        while ahead:
+            wanted = [
+                (index, end, {"q": "first-reader", "cpu": cpu, "register": register, "live": live}
+                 | {"from": begin, "to": end})
+                for index, begin, end in ahead
+            ]  # fmt: skip
+            for n, found in enumerate(self._ahead(wanted)):
+                if found["outcome"] != "unread":
+                    row = self._with_stage(found)
+                    return {"found": found["outcome"] == "read"} | said | row
+                if found["live"] != live:
+                    live, ahead = found["live"], ahead[n + 1 :]
+                    break
+            else:
+                ahead = []
+        return _NOT_FOUND | {"outcome": "unread", "last_tick": self.all.reached} | said
+
+    def _stretches_of(self, cpu: int, tick: int) -> list[tuple[int, int, int]]:
+        """(checkpoint, from, to) of every stretch after a tick in which a CPU runs."""
+        standing = self.all.standing
+        out = []
+        for index in range(self.all.index_at(tick), len(standing)):
+            last = index + 1 == len(standing)
+            end = self.all.reached if last else standing[index + 1].tick
+            if end > tick and self._runs_in(cpu, index):
+                out.append((index, max(tick, standing[index].tick), end))
+        return out
+
+    def _change_by_writers(self, cpu: int, register: str, tick: int) -> Record:
+        """The last writer of a register that changed it.
+
+        Raises:
+            _Unchanged: MAX_WRITERS windows hold writers that changed nothing.
+        """
+        windows = 0
+        for ticks in self._writers(cpu, register, tick):
+            below = tick + 1
+            for at in ticks:
+                if at >= below:
+                    continue
+                if windows == MAX_WRITERS:
+                    raise _Unchanged(register, at)
+                windows, below = windows + 1, max(0, at - WRITERS_WINDOW) + 1
+                for step in reversed(self.window(at, at - below + 1)):
+                    if step["cpu"] == cpu and register in step["changed"]:
+                        return {"found": True, "register": register} | step
+        return dict(_NOT_FOUND)
+
+    def _writers(self, cpu: int, register: str, tick: int) -> Iterator[list[int]]:
+        """The ticks of a register's writers up to a tick, newest first, some at a time."""
+        query = {"q": "last-writers", "cpu": cpu, "register": register}
+        query["number"] = _SEARCHABLE.get(register, 0)
+        wanted = [
+            (index, end, query | {"from": begin, "to": end})
+            for index, begin, end in self.stretches(tick)
+            if begin < end and self._runs_in(cpu, index)
+        ]
+        for (index, _, asked), first in zip(wanted, self._ahead(wanted), strict=False):
+            found = first
+            yield found["ticks"]
+            while found["more"] and found["ticks"][-1] - 1 > asked["from"]:
+                end = found["ticks"][-1] - 1
+                found = self.ask(index, end, asked | {"to": end})
+                yield found["ticks"]
+
+    def _runs_in(self, cpu: int, index: int) -> bool:
+        """Whether a CPU has a slice between a checkpoint and the next."""
+        standing = self.all.standing
+        last = None if index + 1 == len(standing) else standing[index + 1].first_slice
+        ran = self.all.slices[standing[index].first_slice : last]
+        return any(number == cpu for number, _ in ran)
 
     def _inside(self, asked: tuple[int, int, Record], again: Sequence[list[int]]) -> Record:
         """Ask again about code that may have changed a register and changed it back."""
@@ -366,9 +476,20 @@ def _accesses(searcher: _Searcher, query: Record) -> Record:
 
 
 def _register_write(searcher: _Searcher, query: Record) -> Record:
-    return searcher.register_write(
-        int(query.get("cpu", 0)), str(query.get("register")), int(query["tick"])
-    )
+    return searcher.register_write(*_register(searcher, query), int(query["tick"]))
+
+
+def _register_read(searcher: _Searcher, query: Record) -> Record:
+    return searcher.register_read(*_register(searcher, query), int(query["tick"]))
+
+
+def _register(searcher: _Searcher, query: Record) -> tuple[int, str]:
+    """CPU and register of a query."""
+    cpu, register = query.get("cpu", 0), query.get("register")
+    if type(cpu) is not int or not 0 <= cpu < searcher.all.cpus:
+        raise LimitError(f"cpu {cpu!r}", hint=f"This machine has CPUs 0..{searcher.all.cpus - 1}.")
+    pieces_of(register)
+    return cpu, str(register)
 
 
 def take_census(checkpoints: Checkpoints) -> None:
@@ -445,6 +566,7 @@ SEARCHES: Final[dict[str, Search]] = {
     "next-write": _next_write,
     "accesses": _accesses,
     "register-write": _register_write,
+    "register-read": _register_read,
     "chain": _chain,
     "functions": _functions,
     "turn": _turn,

@@ -28,6 +28,7 @@ from emulator.records import (
 from emulator.trace_schema import (
     APPLICATION_ID,
     DOCUMENTS,
+    MAX_BESIDE,
     MAX_CONSOLE_BYTES,
     MAX_IMAGE_BYTES,
     MAX_ROWS,
@@ -252,6 +253,22 @@ class TraceReader:
             item = Slice(*check_row("slice", row))
             if item.tick + item.ticks > lo:
                 yield item
+
+    def slice_before(self, tick: int, cpu: int | None = None) -> Slice | None:
+        """Return the last slice that begins before a tick, of a CPU or of any, or None."""
+        return self._slice_beside("< ? ORDER BY tick DESC", tick, cpu)
+
+    def slice_from(self, tick: int, cpu: int | None = None) -> Slice | None:
+        """Return the first slice that begins at a tick or later, of a CPU or of any."""
+        return self._slice_beside(">= ? ORDER BY tick", tick, cpu)
+
+    def _slice_beside(self, side: str, tick: int, cpu: int | None) -> Slice | None:
+        """Look through MAX_BESIDE slices at most: some 0.1 s."""
+        near = f"SELECT * FROM slice WHERE tick {side} LIMIT {MAX_BESIDE}"  # noqa: S608
+        sql = f"SELECT * FROM ({near}) WHERE cpu = ? OR ? LIMIT 1"  # noqa: S608
+        for row in self._rows(sql, tick, -1 if cpu is None else cpu, cpu is None):
+            return Slice(*check_row("slice", row))
+        return None
 
     def last_slices(self, count: int) -> list[Slice]:
         """Return the last slices, at most so many, in order."""

@@ -25,6 +25,8 @@ TABLES_SINCE = {"loop": 2}
 APPLICATION_ID = 0x626F6F74  # "boot"
 
 MAX_IMAGE_BYTES = 512 << 20
+MAX_BESIDE = 500_000
+"""Slices that are looked through for one of a CPU."""
 MAX_ROWS = {
     "slice": 4_000_000,
     "event": 1_000_000,

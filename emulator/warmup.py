@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-from emulator import census, dwarf
+from emulator import census, dwarf, registers
 from emulator.disassembly import disassemble
 from emulator.machine import Machine, Range, Watch
 from emulator.native import LOG_READ, LOG_WRITE
@@ -37,5 +37,6 @@ def run_once() -> None:
     machine.state_digest()
     census.warm_up()
     dwarf.warm_up()
+    registers.warm_up()
     machine.close_loops()
     disassemble(machine.read(0x1000, 4), 0x1000, big_endian=False)

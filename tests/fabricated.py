@@ -262,6 +262,19 @@ def _accesses(lo: int, hi: int, since: int, until: int) -> dict[str, Any]:
     return {"accesses": rows, "more": False}
 
 
+def _register_read(question: dict[str, Any]) -> dict[str, Any]:
+    """Of r13 nobody reads the value, of r14 somebody writes over it; all others are read."""
+    register, tick = question["register"], question["tick"]
+    if register == "r13":
+        return {"found": False, "outcome": "unread", "register": register, "last_tick": LAST_TICK}
+    told = {"cpu": question["cpu"], "symbol": "master+0xf0/0x110", "by": "", "part": ""}
+    if register == "r14":
+        row = {"found": False, "outcome": "overwritten", "tick": tick + 9, "text": "li      r14,0"}
+    else:
+        row = {"found": True, "outcome": "read", "tick": tick + 5, "text": "mfcr    r3"}
+    return told | row | {"register": register}
+
+
 def answer(question: dict[str, Any]) -> dict[str, Any]:
     """Answer any question of a page, as a session would."""
     kind = question["q"]
@@ -282,6 +295,8 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
                   "value": "0x0000000000000001", "register": "r7"}  # fmt: skip
         return {"links": [stored, {"what": "loader", "tick": None, "addr": "0x000000001eff075c",
                                    "size": 4, "text": "in memory since tick 0"}]}  # fmt: skip
+    if kind == "register-read":
+        return _register_read(question)
     found = _accesses(question.get("addr", 0), question.get("addr", 0) + 1, -1, LAST_TICK)
     rows = [row for row in found["accesses"] if row["tick"] <= question["tick"]]
     if kind == "next-read":

@@ -3,6 +3,7 @@
     seek            1,000 random ticks of a warm session: median <= 20 ms, 99th percentile <= 60 ms
     cold            a session from the trace alone to its first answer: <= 1.5 times the recording
     last writer     of random bytes that the run wrote: 99th percentile <= 250 ms
+    next reader     of a random register, within 2 M ticks: 99th percentile <= 250 ms
     low memory      last writer of a byte of 0x0-0x100: <= 20 ms
     timeline        functions of all CPUs in a random window at a random zoom: p99 <= 150 ms
     trace           beside its images: <= 2 MB
@@ -29,12 +30,14 @@ import numpy as np
 from app.debian import DebianPair, find_debian_pair
 from app.moments import FUNCTIONS_WIDTH
 from app.sessions import SessionPool
+from emulator.operands import PIECES
 from emulator.recorder import Recorder, RunSpec, prepare
 from emulator.trace import ImageFile, TraceReader
 from tests.bench import qemu_replay
 
 SEEKS = 1000
 BYTES = 300
+NEAR_TICKS = 2_000_000
 WINDOWS = 300
 SPEC: dict[str, Any] = {"mode": "load-panic", "cpus": 4, "debug": True}
 
@@ -123,6 +126,7 @@ def measure(pair: DebianPair, folder: Path) -> None:
         met = statistics.median(seeks) <= 20 and percentile(seeks, 0.99) <= 60
         row(f"seek, {SEEKS} random ticks (median/p99/max)", shown(seeks), "20 / 60 ms", met=met)
         _writers(pool, trace, images, last, chance)
+        _readers(pool, trace, last, chance)
         _timelines(pool, trace, last, chance)
         pss, count = session_pss(pool._live["t"].process.pid)
         row(
@@ -184,6 +188,24 @@ def _writers(
     wanted = [(addr, chance.randint(0, last)) for addr in range(0x100)]
     taken = milliseconds(last_writer, wanted)
     row("last writer of each byte of 0x0-0x100", shown(taken), "20 ms", met=max(taken) <= 20)
+
+
+def _readers(pool: SessionPool, trace: Path, last: int, chance: random.Random) -> None:
+    """The row about next readers of registers, by how far away they are."""
+    far: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(BYTES):
+        tick, register = chance.randint(0, last), chance.choice(sorted(PIECES))
+        question = {"q": "register-read", "tick": tick, "cpu": 0, "register": register}
+        begin = time.perf_counter()
+        answer = pool.query("t", trace, question)
+        taken = (time.perf_counter() - begin) * 1000
+        far[answer.get("tick") is None or answer["tick"] - tick > NEAR_TICKS].append(taken)
+    met = percentile(far[False], 0.99) <= 250
+    what = f"next reader of a register, {len(far[False])} near"
+    row(what, shown(far[False]), "p99 250 ms", met=met)
+    print(
+        f"{'':4}farther than {NEAR_TICKS / 1e6:.0f} M ticks, {len(far[True])}: {shown(far[True])}"
+    )
 
 
 def _timelines(pool: SessionPool, trace: Path, last: int, chance: random.Random) -> None:

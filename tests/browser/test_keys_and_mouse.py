@@ -17,7 +17,26 @@ from tests.browser.reader import Site, get, keep, post, upload
 
 pytestmark = pytest.mark.browser
 
-LINKS = ("h", "l", "H", "L", "[", "]", "Home", "End", "u", "t")
+LINKS = (
+    "h",
+    "l",
+    "H",
+    "L",
+    "{",
+    "}",
+    "j",
+    "k",
+    "J",
+    "K",
+    "(",
+    ")",
+    "[",
+    "]",
+    "Home",
+    "End",
+    "u",
+    "t",
+)
 FOLLOWING = ("w", "r", ",", ".", "Escape")
 """Keys of a moment that press a link; the second lot wants something that is followed."""
 
@@ -49,10 +68,38 @@ def by_key_and_by_click(page: Page, start: str, key: str) -> tuple[str, str]:
 def test_a_key_and_its_link_lead_to_the_same_place(
     site: Site, new_page: Callable[..., Page], key: str
 ) -> None:
-    start = moment(site, "read by", "?at=0x200005c%2B4" if key in FOLLOWING else "?w=65536")
+    query = "?at=0x200005c%2B4" if key in FOLLOWING else "?w=65536"
+    start = moment(site, "written by" if key in "()" else "read by", query)
     by_key, by_click = by_key_and_by_click(new_page(), start, key)
     assert by_key == by_click
     assert by_key != start
+
+
+def test_the_next_reader_of_a_register(site: Site, new_page: Callable[..., Page]) -> None:
+    """r goes to it; if somebody overwrites the value first, a page says so and leads on."""
+    page, start = new_page(), moment(site, "written by", "?cpu=0&at=")
+    page.goto(start + "lr")
+    page.keyboard.press("r")
+    expect(page.locator("section h2").first).to_contain_text("cpu 0 lr")
+    expect(page.locator("#main")).to_contain_text("overwritten unread at tick")
+    page.locator('[data-key="l"]').click()
+    expect(page.locator("#selected h2")).to_contain_text("cpu 0 lr")
+    page.goto(start + "cr")
+    page.keyboard.press("w")
+    page.wait_for_function("(start) => location.href !== start", arg=start + "cr")
+    assert "seek" not in page.url
+
+
+@pytest.mark.parametrize("width", [1440, 1024])
+def test_following_the_flag_moves_no_memory(
+    site: Site, new_page: Callable[..., Page], width: int
+) -> None:
+    page = new_page(viewport={"width": width, "height": 900})
+    page.goto(moment(site, "written by"))
+    before = page.locator("#low").bounding_box()
+    page.keyboard.press("f")
+    expect(page.locator("#selected h2")).to_contain_text("__run_at_load")
+    assert page.locator("#low").bounding_box() == before
 
 
 @pytest.mark.parametrize("key", ["m", "u", "t"])

@@ -20,7 +20,7 @@ import pytest
 from app.debian import DebianPair
 from app.samples import sample_spec
 from app.sessions import SessionPool
-from emulator.ppc64 import UC_REG_CTR, UC_REG_GPR0, UC_REG_LR, may_write
+from emulator.operands import GPR_READS, HYPERCALL, PIECES, READS, masks_of, may_change
 from emulator.queries import run_slice
 from emulator.recorder import RunSpec, prepare
 from emulator.samples import get_sample
@@ -28,8 +28,7 @@ from emulator.trace import ImageFile, TraceReader
 
 Json = dict[str, Any]
 AROUND = 1500
-NUMBERS = {f"r{n}": UC_REG_GPR0 + n for n in range(32)} | {"lr": UC_REG_LR, "ctr": UC_REG_CTR}
-SEARCHED = list(NUMBERS)
+SEARCHED = list(PIECES)
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,42 @@ def ask_register(pool: SessionPool, run: Recorded, chance: random.Random) -> Non
         assert answer == {"found": True, "register": register} | expected[0]
 
 
-ASKED = (ask_state, ask_window, ask_last_write, ask_next_read, ask_register)
+def interrupted(step: Json) -> bool:
+    """An exception came first: the step names the instruction that took it, and what its handler's
+    first one changed.
+    """
+    return "msr" in step["changed"] and not may_change(int(step["word"], 16), "msr")
+
+
+def ask_register_read(pool: SessionPool, run: Recorded, chance: random.Random) -> None:
+    """Against a walk over the steps; what their words touch is tested by `test_operands`."""
+    region = chance.choice(run.regions)
+    cpu = chance.choice([step["cpu"] for step in region.steps])
+    tick, register = chance.randint(region.begin, region.end), chance.choice(list(PIECES))
+    question = {"q": "register-read", "tick": tick, "cpu": cpu, "register": register}
+    answer = pool.query(run.name, run.path, question)
+    place, live = PIECES[register]
+    for step in region.steps:
+        if step["cpu"] != cpu or step["tick"] <= tick:
+            continue
+        masks = masks_of(int(step["word"], 16))
+        if interrupted(step):
+            assert answer.get("tick", run.last) >= step["tick"] - 1
+            return
+        if masks[READS] & HYPERCALL and place == GPR_READS and live & 0x1FF8:
+            assert answer.get("tick", run.last) >= step["tick"]  # the call tells, not the word
+            return
+        read, live = masks[place] & live, live & ~masks[place + 1]
+        if read or not live:
+            assert answer["outcome"] == ("read" if read else "overwritten"), (step, answer)
+            assert answer["found"] == bool(read)
+            kept = ("tick", "cpu", "nip", "symbol", "stage", "word", "text", "le")
+            assert {name: answer[name] for name in kept} == {name: step[name] for name in kept}
+            return
+    assert answer["outcome"] == "unread" or answer["tick"] > region.end
+
+
+ASKED = (ask_state, ask_window, ask_last_write, ask_next_read, ask_register, ask_register_read)
 
 
 def check_regions(run: Recorded) -> None:
@@ -222,8 +256,8 @@ def check_regions(run: Recorded) -> None:
         for step in region.steps:
             for name, (old, new) in step["changed"].items():
                 assert rows[step["cpu"]][name] == old
-                if name in SEARCHED:
-                    assert may_write(int(step["word"], 16), NUMBERS[name]), step["text"]
+                if name in SEARCHED and not interrupted(step):
+                    assert may_change(int(step["word"], 16), name), step["text"]
                 rows[step["cpu"]][name] = new
         for row in run.states[region.end]["cpus"]:
             mine = rows[row["cpu"]] | {"nip": row["registers"]["nip"]}

@@ -256,3 +256,26 @@ def test_serve_answers_and_ends_cleanly(tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(20) == 0
     assert not (tmp_path / "sessions.sock").exists()
+
+
+def test_seek_steps_by_the_slices(run: Invoke, trace: str) -> None:
+    with TraceReader(Path(trace)) as reader:
+        starts = [item.tick for item in reader.slices()]
+    done = run("seek", trace, "next-slice", "--tick", "0")
+    assert (done.exit_code, done.stdout) == (0, f"next-slice: tick {starts[1]}\n")
+    document = json.loads(run("seek", trace, "next-insn", "--tick", "5", "--json").stdout)
+    assert (document["found"], document["tick"], document["from"]) == (True, 6, 5)
+    nowhere = run("seek", trace, "previous-insn", "--tick", "0")
+    assert (nowhere.exit_code, nowhere.stdout) == (1, "no previous insn from tick 0\n")
+
+
+def test_seek_refuses_what_cannot_be_asked(run: Invoke, trace: str) -> None:
+    for words in (
+        ("next-read", "--tick", "5"),
+        ("next", "--tick", "5", "--at", "r7"),
+        ("next-insn", "--tick", "5", "--cpu", "9"),
+        ("next-insn", "--tick", "99999999"),
+        ("fly", "--tick", "5"),
+        ("next-read", "--tick", "5", "--at", "r99"),
+    ):
+        assert run("seek", trace, *words).exit_code == 2, words

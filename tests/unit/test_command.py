@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import cli
-from app.command import COLUMNS, option_words, record_lines, record_words, shell_lines
+from app.command import COLUMNS, option_words, record_lines, record_words, shell_lines, spec_of
 from app.samples import sample_spec
 from emulator.recorder import RunSpec
 from emulator.samples import SAMPLES
@@ -51,7 +51,7 @@ def parsed(words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> d
     assert words[0] == "record"
     monkeypatch.chdir(folder)
     context: click.Context = cli.record.make_context("record", words[1:])
-    return cli._spec(context.params)
+    return spec_of(context.params)
 
 
 @pytest.mark.parametrize(("spec", "files"), SPECS)

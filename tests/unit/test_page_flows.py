@@ -80,6 +80,9 @@ def test_compressed_view_and_move_are_small(client: FlaskClient) -> None:
         ("at=0x200005c%2B4&what=next-read", 1_508_330_099),
         ("at=0x200005c%2B4&what=next", 1_508_330_099),
         ("at=r7&cpu=1&what=last-write", TICK - 1),
+        ("at=cr&cpu=1&what=next-read", TICK + 5),
+        ("at=r7&what=next-insn", TICK + 1),
+        ("at=r7&cpu=2&what=next-slice", fabricated.RELEASED + 100),
     ],
 )
 def test_seek_goes_to_the_access(client: FlaskClient, query: str, tick: int) -> None:
@@ -88,6 +91,42 @@ def test_seek_goes_to_the_access(client: FlaskClient, query: str, tick: int) -> 
     where = answer.headers["Location"]
     assert where.startswith(f"/t/{B}/{tick}/?")
     assert "at=" in where
+
+
+def test_what_nobody_reads_is_an_answer(client: FlaskClient) -> None:
+    """Overwritten unread, or never read: said on a page of its own, and by its twins."""
+    url = f"/t/{B}/{TICK}/seek"
+    asked = "?cpu=1&at=r14&what=next-read"
+    page = client.get(url + asked)
+    assert page.status_code == 200
+    said = f"cpu 1 r14: overwritten unread at tick {TICK + 9} by li r14,0 at master+0xf0/0x110"
+    assert said in page.text
+    assert f'href="/t/{B}/{TICK + 9}/?cpu=1&amp;at=r14"' in page.text
+    assert f'href="/t/{B}/{TICK}/?cpu=1&amp;at=r14"' in page.text
+    text = client.get(f"{url}.txt{asked}").text
+    assert f"answer:   cpu 1 r14: overwritten unread at tick {TICK + 9}" in text
+    assert max(map(len, text.splitlines())) <= 75
+    document = client.get(f"{url}.json{asked}").get_json()
+    assert (document["found"], document["tick"]) == (False, TICK + 9)
+    assert document["answer"]["outcome"] == "overwritten"
+    never = client.get(f"{url}?at=r13&what=next-read")
+    assert f"its value at tick {TICK} is not read up to the last tick," in never.text
+    read = client.get(f"{url}.json?at=xer&what=next-read").get_json()
+    assert (read["found"], read["tick"]) == (True, TICK + 5)
+
+
+def test_steps_of_one_cpu_are_links(client: FlaskClient) -> None:
+    """Without scripts: each step is a plain link that keeps the CPU."""
+    page = client.get(f"/t/{B}/{TICK}/?cpu=2").text
+    moved = client.get(f"/t/{B}/{TICK}.json?cpu=2").get_json()["moves"]
+    assert moved["cpu"] == 2
+    keys = {"j": "previous_cpu_tick", "k": "next_cpu_tick", "{": "previous_slice"}
+    for key, name in (keys | {")": "next_cpu_slice", "J": "previous_cpu_event"}).items():
+        assert moved[name] is not None, name
+        query = "?cpu=2" if "cpu" in name or key == "{" else ""
+        assert f'data-key="{key}" href="/t/{B}/{moved[name]}/{query}"' in page
+    for number in (0, 1, 3):
+        assert f'href="/t/{B}/{TICK}/?cpu={number}" aria-label="CPU {number}"' in page
 
 
 def test_a_search_of_low_memory_names_the_kernel_s_own(client: FlaskClient) -> None:
@@ -300,7 +339,8 @@ def test_help_names_every_key() -> None:
     for path in (ROOT / "templates").glob("*.html"):
         found |= set(re.findall(r'data-key="([^"{]+)"', path.read_text()))
     moves = re.findall(r'm\.move\([^"]*"([^"]+)"', (ROOT / "templates/moment.html").read_text())
-    found |= set(moves)
+    steps = (ROOT / "templates/_macros.html").read_text().split("macro steps")[1]
+    found |= {*moves, *re.findall(r'move\([^"]*"([^"]+)"', steps)}
     named = {key for row in guide.KEYS for key in row.keys}
     assert found <= named, found - named
     assert named - found <= {"1", "2", "3", "4", "?", "h", "l"}, named - found
