@@ -97,7 +97,7 @@ class Answers:
         try:
             return self.ask(run_id, question, keep=keep), ""
         except BootflowError as error:
-            return {}, f"{error.message} {error.hint}".strip()
+            return {}, f"{error.message}. {error.hint}" if error.hint else error.message
 
     def close(self) -> None:
         """End the threads."""

@@ -149,8 +149,10 @@ def turn(run_id: str, tick: int) -> AnyResponse:
     if reader is None:
         raise pages.NoTraceYet(f"run {run_id} has no ticks yet")
     with reader:
-        moments.check_tick(told_by(run, reader), tick)
-    found = seeking.turn_tick(tick, looked.cpu or 0, int(head, 16), max(int(number), 1), asker(run))
+        told = told_by(run, reader)
+    moments.check_tick(told, tick)
+    loop, wanted_turn = int(head, 16), max(int(number), 1)
+    found = seeking.turn_tick(told, tick, looked.cpu or 0, loop, wanted_turn, asker(run))
     return _to(run, found, looked)
 
 

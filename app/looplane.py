@@ -75,5 +75,8 @@ def _bar(canvas: Canvas, left: float, right: float, line: LoopLine, y: float, hr
     canvas.rect(left, y, right - left, TALL, "seg lp", words, link)
     for label in line.labels:
         if len(label) * SMALL_CHAR_PX + 4 < right - left:
-            canvas.text((left + right) / 2, y + 9.8, "c s", label)
+            if left <= canvas.x0 and right >= canvas.x1:  # the cursor is in the middle of it
+                canvas.text(left + 6, y + 9.8, "s", label)
+            else:
+                canvas.text((left + right) / 2, y + 9.8, "c s", label)
             return

@@ -51,7 +51,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
         SessionError: the session cannot say.
     """
     if what not in SEEKS:
-        raise BadView(f"what={what[:20]!r}", hint=f"One of {', '.join(SEEKS)}.")
+        raise BadView(f"what={what[:20]!r}", hint=f"One of {', '.join(ASKED)}.")
     if view.register:
         return _of_register(tick, view, what, ask_all)
     if view.place is None:
@@ -80,7 +80,7 @@ def seek(told: Story, tick: int, view: View, what: str, ask_all: AskAll) -> int:
 def _asked(ask_all: AskAll, question: Json) -> int | None:
     answer, problem = ask_all([question])[0]
     if problem:
-        raise SessionError(problem, hint="Try again in a moment.")
+        raise SessionError(problem)  # which says what to do next
     return int(answer["tick"]) if answer.get("found", True) and "tick" in answer else None
 
 
@@ -104,7 +104,7 @@ def ask_register(tick: int, view: View, what: str, ask_all: AskAll) -> Json:
     }  # fmt: skip
     answer, problem = ask_all([question])[0]
     if problem:
-        raise SessionError(problem, hint="Try again in a moment.")
+        raise SessionError(problem)  # which says what to do next
     return answer
 
 
@@ -142,18 +142,43 @@ def _who(answer: Json) -> str:
     return panels.printable(f"{by or '?'} at {answer.get('symbol') or answer.get('nip')}")
 
 
-def turn_tick(tick: int, cpu: int, head: int, turn: int, ask_all: AskAll) -> int:
+def turn_tick(told: Story, tick: int, cpu: int, head: int, turn: int, ask_all: AskAll) -> int:
     """Return where a turn of a loop begins that a CPU is in at a tick.
 
+    Of a loop that was entered once the trace knows where it ends; there the session, which knows
+    loops from their second turn on, is asked in its last turn.
+
     Raises:
+        BadView: there is no such CPU.
         NotFound: this entry of the loop has not so many turns.
         SessionError: the session cannot say.
     """
+    check_cpu(told, cpu)
+    known = next(
+        (
+            line
+            for line in told.loops
+            if line.cpu == cpu and int(line.head, 16) == head and line.entries == 1
+            if line.begin <= tick < line.end
+        ),
+        None,
+    )
+    name = f"the loop {known.name}" if known else f"the loop at 0x{head:x}"
+    if known and turn > known.turns:
+        raise NotFound(f"{name} that cpu {cpu} is in has {known.turns} turns, no turn {turn}")
+    if known:
+        tick = known.end - 1
     question = {"q": "turn", "tick": tick, "cpu": cpu, "head": f"0x{head:016x}", "turn": turn}
     found = _asked(ask_all, question)
     if found is None:
-        raise NotFound(f"the loop at 0x{head:x} that cpu {cpu} is in has no turn {turn}")
+        raise NotFound(f"{name} that cpu {cpu} is in has no turn {turn} in this entry")
     return found
+
+
+def check_cpu(told: Story, cpu: int | None) -> None:
+    """Raise BadView if a run has no such CPU."""
+    if cpu is not None and cpu not in told.lanes.stays:
+        raise BadView(no_such_cpu(cpu, len(told.lanes.stays)), hint="CPUs are counted from 0.")
 
 
 def _touches(event: Event, addr: int, size: int) -> bool:
@@ -166,7 +191,7 @@ def _accesses(ask_all: AskAll, addr: int, size: int, lo: int, hi: int) -> list[i
     question = {"q": "accesses", "lo": addr, "hi": addr + size, "from": lo, "to": hi}
     answer, problem = ask_all([question])[0]
     if problem:
-        raise SessionError(problem, hint="Try again in a moment.")
+        raise SessionError(problem)  # which says what to do next
     ticks = (int(row["tick"]) for row in answer.get("accesses", []))
     return sorted(tick for tick in ticks if lo < tick <= hi)
 
@@ -245,6 +270,7 @@ def _answered(
     reader: TraceReader, told: Story, tick: int, view: View, what: str, ask_all: AskAll
 ) -> tuple[bool, tuple[str, ...], int | None, Json]:
     """Return whether there is what was asked for, what to say, the tick, the session's answer."""
+    check_cpu(told, view.cpu)
     if what in STEPS:
         to = step(told, reader, tick, what, view.cpu)
         if to is None:
@@ -282,8 +308,6 @@ def seek_document(
     view = parse({"at": seen["at"], "cpu": "" if cpu is None else str(cpu)})
     if tick > told.lanes.last_tick:
         raise BadView(f"no tick {tick}; the last one is {told.lanes.last_tick}")
-    if cpu is not None and cpu not in told.lanes.stays:
-        raise BadView(no_such_cpu(cpu, len(told.lanes.stays)), hint="CPUs are counted from 0.")
 
     def ask_all(questions: Sequence[Json]) -> list[tuple[Json, str]]:
         return [(check_answer(query["q"], ask(query)), "") for query in questions]

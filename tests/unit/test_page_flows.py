@@ -12,8 +12,11 @@ from flask.testing import FlaskClient
 
 from app import create_app, guide
 from app.index import Index, trace_path
+from app.seeking import NotFound, turn_tick
+from app.story import story
+from app.view import BadView
 from emulator.errors import SessionError
-from emulator.trace import TraceWriter
+from emulator.trace import TraceReader, TraceWriter
 from tests import fabricated
 
 ROOT = Path(__file__).parents[2]
@@ -142,9 +145,34 @@ def test_previous_access(client: FlaskClient) -> None:
     assert answer.headers["Location"].startswith(f"/t/{B}/{TICK}/")
 
 
+def test_a_turn_is_asked_for_from_the_end_of_a_loop_entered_once(tmp_path: Path) -> None:
+    """In its first turn the session does not know a loop yet; the trace does."""
+    asked: list[dict[str, Any]] = []
+
+    def ask_all(questions: Any) -> list[tuple[dict[str, Any], str]]:
+        asked.extend(questions)
+        return [({"found": True, "tick": 5000}, "")]
+
+    fabricated.write_trace(tmp_path / "t", moves=False)
+    with TraceReader(tmp_path / "t") as reader:
+        told = story(reader)
+    digest, delay = 0x1EFF0030, 0x1EFF0858
+    assert turn_tick(told, 4461, 0, digest, 2, ask_all) == 5000
+    assert asked.pop()["tick"] == 1_508_264_399
+    assert turn_tick(told, 4600, 0, 0x1EFF31A0, 2, ask_all) == 5000
+    assert asked.pop()["tick"] == 4600  # of 4 entries: only the session knows this one's end
+    with pytest.raises(NotFound, match=r"master\+0x58 that cpu 0 is in has 65536 turns, no turn 7"):
+        turn_tick(told, TICK, 0, delay, 70_000, ask_all)
+    with pytest.raises(BadView, match="there is no CPU 9"):
+        turn_tick(told, TICK, 9, delay, 1, ask_all)
+    assert not asked
+
+
 @pytest.mark.parametrize(
     ("query", "status", "slug"),
-    [("what=next", 400, "bad-option"), ("at=0x5c&what=fly", 400, "bad-option"),
+    [("at=r1&cpu=9&what=last-write", 400, "bad-option"),
+     ("cpu=9&what=next-insn", 400, "bad-option"),
+     ("what=next", 400, "bad-option"), ("at=0x5c&what=fly", 400, "bad-option"),
      ("at=0x7000&what=next", 404, "not-found"), ("at=0x7000&what=previous", 404, "not-found")],
 )  # fmt: skip
 def test_seek_that_finds_nothing_says_so(
