@@ -189,7 +189,7 @@ class Standing:
     name: str
     kind: str
     turn: int
-    """Which turn of this entry, from 1."""
+    """Which turn of this entry, from 1: the one that its next instruction is of."""
     turns: int | None
     """How many this entry has, if that is known: the loop is entered once, and has ended."""
     since: int
@@ -210,7 +210,8 @@ def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standin
 
     Args:
         lines: of the run.
-        state: the session's answer; its CPUs know their loops from the second turn on.
+        state: the session's answer; its CPUs know their loops from the second turn on, and a turn
+            from its first instruction on. A CPU whose NIP is the head is in the turn to come.
         tick: of the state.
     """
     around = [line for line in lines if line.begin <= tick < line.end]
@@ -219,11 +220,14 @@ def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standin
         number, row = int(cpu["cpu"]), cpu.get("loops", [])
         own = [line for line in around if line.cpu == number]
         heads = {str(item.get("head")) for item in row}
+        nip = cpu.get("registers", {}).get("nip")
         for line in own:  # in their first turn: nothing has come back yet
             if line.entries == 1 and line.head not in heads:
-                found.append(_standing(line, {"turn": 1, "since": line.begin}, line.level))
+                turn = 2 if line.head == nip and tick > line.begin else 1
+                found.append(_standing(line, {"turn": turn, "since": line.begin}, line.level))
         for level, item in enumerate(row):
             known = next((line for line in own if line.head == item.get("head")), None)
+            item = item | {"turn": int(item["turn"]) + (item.get("head") == nip)}
             found.append(_standing(known or _unknown(number, item), item, level))
     return tuple(sorted(found, key=lambda one: (one.cpu, one.level, one.since)))
 
@@ -236,9 +240,11 @@ def _unknown(cpu: int, item: Json) -> LoopLine:
 
 
 def _standing(line: LoopLine, item: Json, level: int) -> Standing:
-    once = line.entries == 1
+    once, turn = line.entries == 1, int(item["turn"])
+    if once:  # whoever waits at the head until the run ends is in no further turn
+        turn = min(turn, line.turns)
     return Standing(
-        line.cpu, level, line.letter, line.head, line.name, line.kind, int(item["turn"]),
+        line.cpu, level, line.letter, line.head, line.name, line.kind, turn,
         line.turns if once else None, int(item["since"]), line.end if once else None,
     )  # fmt: skip
 

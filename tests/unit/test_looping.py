@@ -146,6 +146,20 @@ def test_standing_joins_the_state_and_the_table() -> None:
     assert standing(rows, {"cpus": [{"cpu": 0, "loops": []}]}, 900) == ()
 
 
+def test_a_cpu_at_the_head_is_in_the_turn_to_come() -> None:
+    """Going to turn 5 leads to the tick before its first instruction: that is in turn 5."""
+    rows = lines(row(0, 100, 900, 8))
+
+    def turn(tick: int, nip: str, *done: int) -> int:
+        loops = [{"head": HEAD, "tail": TAIL, "turn": n, "since": 100, "symbol": ""} for n in done]
+        state = {"cpus": [{"cpu": 0, "registers": {"nip": nip}, "loops": loops}]}
+        return standing(rows, state, tick)[0].turn
+
+    assert [turn(100, HEAD), turn(101, TAIL), turn(200, HEAD)] == [1, 1, 2]
+    assert [turn(201, TAIL, 2), turn(500, HEAD, 4), turn(501, TAIL, 5)] == [2, 5, 5]
+    assert turn(600, HEAD, 8) == 8
+
+
 @given(
     st.lists(st.integers(1, 5000), min_size=2, max_size=300),
     st.integers(0, 1000),

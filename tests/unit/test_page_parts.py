@@ -176,7 +176,7 @@ def test_kept_answers_are_bounded_and_failures_are_not_kept() -> None:
     answers.ask("r", {"tick": 9}, keep=True)
     answers.ask("r", {"tick": 0}, keep=True)
     assert calls == [*range(10), 0]
-    assert answers.ask_all("r", [{"tick": 666}, {"tick": 9}], keep=True)[0] == ({}, "gone Again.")
+    assert answers.ask_all("r", [{"tick": 666}, {"tick": 9}], keep=True)[0] == ({}, "gone. Again.")
     assert answers.ask_all("r", [{"tick": 666}], keep=True)[0][1]
     assert calls.count(666) == 2
     answers.close()
