@@ -325,8 +325,12 @@ def _first_turn(t: Any, at: int, cpu: int, target: int) -> int:
     for back in range(_LOOK_BACK):
         begin = target - 4 * back
         line = _LINES + _LINE * (((begin >> 2) + 251 * cpu) & (_LINES_MAX - 1))
-        if t[line + _BEGIN] == begin ^ (cpu << 56) and t[line + _WORDS] > back:
-            found: int = line if t[line + _AGO] + back >= called else -1
+        if (
+            t[line + _BEGIN] == begin ^ (cpu << 56)
+            and t[line + _WORDS] > back
+            and t[line + _AGO] + back >= called  # one that begins nearer may be of an older call
+        ):
+            found: int = line
             return found
     return -1
 

@@ -67,6 +67,30 @@ def test_a_loop_is_counted_from_its_first_turn(msr: int) -> None:
     assert (copy.kind, spin.kind) == ("copy", "delay")
 
 
+TWICE = (
+    asm.li(5, 100),
+    asm.bl(12),
+    asm.bl(8),
+    asm.b(0),
+    asm.addi(10, 5, 1),  # 4: memcpy of the purgatory, which comes back to its bdnz
+    asm.mtctr(10),
+    asm.bdnz(8),  # 6: the head
+    asm.BLR,
+    asm.addi(9, 9, 1),
+    asm.b(-12),
+)
+
+
+def test_a_second_call_is_counted_from_its_first_turn_too() -> None:
+    machine = make(*TWICE)
+    machine.run(0, 700, exact=True)
+    first, second = finish(machine)
+    assert rows([first, second]) == [
+        (0, 6, 9, 4, 306, 302, 101, 1),  # its last line has the blr too
+        (0, 6, 9, 309, 611, 302, 101, 1),
+    ]
+
+
 def test_small_loops_are_not_told_of() -> None:
     machine = make(asm.li(4, 20), asm.mtctr(4), asm.bdnz(0), asm.NOP, asm.b(-4))
     machine.run(0, 600, exact=True)
