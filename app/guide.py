@@ -36,6 +36,7 @@ KEYS = (
     Key(("j", "k"), "previous, next instruction of the open CPU alone"),
     Key(("J", "K"), "previous, next event of the open CPU alone"),
     Key(("(", ")"), "previous, next slice of the open CPU alone"),
+    Key(("v",), "make the next CPU the open one"),
     Key(("[", "]"), "previous, next touch of the flag"),
     Key(("w",), "last write of what is followed: its writer"),
     Key((",", "."), "previous, next access of the followed byte"),
