@@ -26,6 +26,7 @@ from emulator.errors import (
 from emulator.recorder import RunSpec
 from emulator.records import Json, canonical_json, clean_text
 from emulator.revision import check_engine
+from emulator.run import MAX_LOOPS
 from emulator.trace import TABLES_SINCE, ImageFile, LoopRow, TraceReader
 
 TABLES: Final = ("slice", "event", "console", "checkpoint", "loop")
@@ -221,6 +222,7 @@ def _last_tick(trace: TraceReader) -> int:
     ticks = [trace.last_tick]
     for rows in (trace.events(), trace.console_chunks(), iter(trace.checkpoints())):
         ticks += [max((row.tick for row in rows), default=0)]
+    ticks += [max((loop.end for loop in trace.loops()), default=0)]
     return max(ticks)
 
 
@@ -228,14 +230,16 @@ def compare(trace: TraceReader, ran: TraceReader, goal: int) -> Verification:
     """Compare a trace with another recording of its spec and images, row by row."""
     whole = trace.status == "finished"
     counts: dict[str, int] = {}
-    last = min(goal, trace.end["tick"] if trace.end else goal)
     found = list(_documents(trace, ran, goal, whole))  # first, where ticks are equal
     found += [
         difference
         for table in TABLES
         if trace.version >= TABLES_SINCE.get(table, 1)
-        and (difference := _table(table, trace, ran, whole, counts, last)) is not None
+        and (whole or table != "loop")
+        and (difference := _table(table, trace, ran, whole, counts)) is not None
     ]
+    if not whole and (difference := _part_of_loops(trace, ran, counts)) is not None:
+        found.append(difference)
     digest = None
     if not found and whole:
         digest = ran.digest if trace.version == ran.version else ran.compute_digest(trace.version)
@@ -245,18 +249,37 @@ def compare(trace: TraceReader, ran: TraceReader, goal: int) -> Verification:
     return Verification(trace.status, goal, counts, digest, first)
 
 
-def _ended(loops: Iterator[LoopRow], last: int) -> Iterator[LoopRow]:
-    """Loops that end, with all around them, before a tick, by CPU: the end of a run ends others."""
-    nests: list[list[LoopRow]] = []
-    for loop in loops:
-        if loop.level == 0 or not nests:
-            nests.append([])
-        nests[-1].append(loop)
-    whole = [nest for nest in nests if nest[0].end < last]
-    return (loop for nest in sorted(whole, key=lambda nest: nest[0][:4]) for loop in nest)
+def _part_of_loops(
+    trace: TraceReader, ran: TraceReader, counts: dict[str, int]
+) -> Difference | None:
+    """The first loop of a run that was cut off which the run again has not got.
+
+    There every loop that was open went on, and what had ended may lie in a loop that nobody could
+    see yet: it has the same head, began as early, and counts as much or more. So bounds of all
+    loops with that head are compared; nobody is told of a loop, or of turns, that are not.
+    """
+    most: dict[tuple[int, str], tuple[int, ...]] = {}
+    told = list(ran.loops())
+    for loop in told:
+        key, grown = (loop.cpu, loop.head), _grown(loop)
+        most[key] = tuple(map(max, grown, most.get(key, grown)))
+    counts["loop"] = 0
+    for loop in trace.loops():
+        bounds = most.get((loop.cpu, loop.head))
+        if bounds is None and len(told) >= MAX_LOOPS:  # it may not have been told of
+            continue
+        if bounds is None or any(map(int.__gt__, _grown(loop), bounds)):
+            return Difference("loop", loop.tick, loop.cpu, _shown(loop), None)
+        counts["loop"] += 1
+    return None
 
 
-def _rows(table: str, trace: TraceReader, whole: bool, last: int) -> Iterator[Any]:
+def _grown(loop: LoopRow) -> tuple[int, ...]:
+    """What only grows while a loop goes on."""
+    return -loop.begin, loop.end, loop.ticks, loop.turns, loop.entries
+
+
+def _rows(table: str, trace: TraceReader, whole: bool) -> Iterator[Any]:
     """The rows of a table that another run must have too.
 
     Where and when a run was cancelled is no part of it: not the event and the digest that it
@@ -267,7 +290,7 @@ def _rows(table: str, trace: TraceReader, whole: bool, last: int) -> Iterator[An
     if table == "console":
         return trace.console_chunks()
     if table == "loop":
-        return trace.loops() if whole else _ended(trace.loops(), last)
+        return trace.loops()
     end = trace.end
     cancelled = not whole and end is not None and end["reason"] == "cancelled"
     at = end["tick"] if end is not None else -1
@@ -282,11 +305,10 @@ def _table(
     ran: TraceReader,
     whole: bool,
     counts: dict[str, int],
-    last: int,
 ) -> Difference | None:
     """The first difference of one table."""
     counts[table] = 0
-    pairs = zip_longest(_rows(table, trace, whole, last), _rows(table, ran, whole, last))
+    pairs = zip_longest(_rows(table, trace, whole), _rows(table, ran, whole))
     for recorded, run in pairs:
         if recorded is None and not whole:
             return None

@@ -32,10 +32,10 @@ def _cache_dir() -> Path:
     for name in COMPILED:
         whole.update((here / f"{name}.py").read_bytes())
     chosen = os.environ.get("NUMBA_CACHE_DIR")
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     base = Path(chosen) if chosen else here / "__pycache__"
     if not chosen and not os.access(base if base.is_dir() else here, os.W_OK):
-        base = caches / "bootflow"
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111
+        base = caches / "bootflow" if caches.is_absolute() else base  # "~": who has no home
     folder = base / f"compiled-{whole.hexdigest()[:16]}"
     if not folder.is_dir():
         for old in base.glob("compiled-*"):

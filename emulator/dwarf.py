@@ -20,8 +20,8 @@ import numpy as np
 
 from emulator.compiled import njit
 
-MAX_UNITS: Final = 200_000
-"""A kernel has 3,000."""
+MAX_UNITS: Final = 1 << 16
+"""A kernel has 3,000. So many take a second."""
 MAX_FILES: Final = 4096
 """Files of one unit, and directories; those of Debian's kernel have up to 408."""
 MAX_TABLE_BYTES: Final = 1 << 18

@@ -22,6 +22,7 @@ def add_lines(answer: Record, names: AddressMap) -> Record:
         names: what can be named, at the tick of the answer.
     """
     if names.has_lines:
+        names.renew_lines()
         for record, key, vaddr in _places(answer):
             line = names.line_at(int(vaddr, 16))
             if line:

@@ -8,6 +8,7 @@ pages written between checkpoints, so only those are replayed. What it is not: s
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -31,6 +32,7 @@ MAX_INSIDE: Final = 200
 MAX_WRITERS: Final = 16
 WRITERS_WINDOW: Final = 512
 """Windows, and instructions in each, that are looked through for a writer with an effect."""
+MAX_TURN: Final = 1 << 60
 JUST_BEFORE: Final = 1024
 """Instructions that are looked through before anything else."""
 AT_ONCE: Final = 2
@@ -530,10 +532,13 @@ def _functions(searcher: _Searcher, query: Record) -> Record:
 
 def _turn(searcher: _Searcher, query: Record) -> Record:
     """Where a turn of a loop that a CPU is in begins: {"found", "tick"}."""
-    cpu, head, wanted = query.get("cpu"), int(str(query.get("head")), 16), query.get("turn")
+    cpu, wanted, text = query.get("cpu"), query.get("turn"), str(query.get("head"))
     cpus = len(searcher.all.run.machine.cpus)
     if type(cpu) is not int or not 0 <= cpu < cpus or type(wanted) is not int or wanted < 1:
         raise LimitError(f"cpu {cpu!r}, turn {wanted!r}", hint="Give a CPU and a turn from 1.")
+    if wanted > MAX_TURN or not re.fullmatch(r"0x[0-9a-f]{1,16}", text):
+        raise LimitError(f"head {text[:20]}, turn {wanted}", hint=f"At most turn {MAX_TURN}.")
+    head = int(text, 16)
 
     def entry_at(tick: int) -> tuple[int, int, int] | None:
         found = searcher.ask_anyone({"q": "standing", "tick": tick, "cpu": cpu})

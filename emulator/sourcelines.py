@@ -55,6 +55,8 @@ MAX_SEQUENCES: Final = 1 << 20
 MAX_UNIT_SEQUENCES: Final = 1 << 16
 MAX_RELOCATIONS: Final = 1 << 20
 """Of one table."""
+MAX_SYMBOLS: Final = 1 << 20
+"""That relocations may name."""
 MAX_RELA_SECTIONS: Final = 4
 MAX_ROWS: Final = 1 << 20
 """Of one sequence, 24 MB."""
@@ -63,6 +65,9 @@ MAX_KEPT: Final = 64
 MAX_KEPT_ROWS: Final = 2 << 20
 """with so many rows in all."""
 MAX_KEPT_LINES: Final = 1 << 16
+MAX_WORK: Final = 4 << 20
+"""Bytes of tables of files, and rows, that are read for one answer: two seconds. Debian's kernel
+has up to 5 KB of the one in a unit, and 60,000 of the other in a sequence."""
 MAX_PATH: Final = 56
 """Longer paths lose their beginning, so that what shows them keeps to 75 columns."""
 MAX_LINE: Final = 9_999_999
@@ -108,6 +113,7 @@ class SourceLines:
         self._rows: dict[int, tuple[_U64, _I64]] = {}
         self._units: dict[int, _Unit] = {}
         self._lines: dict[int, str] = {}
+        self._work = MAX_WORK
 
     @property
     def present(self) -> bool:
@@ -118,10 +124,16 @@ class SourceLines:
         """Make the index, and unpack what is packed, so that forks of this process have it."""
         _ = self._sequences, self._strings, self._compiled_in
 
+    def renew(self) -> None:
+        """Another answer begins, for which as much may be read as for the last one."""
+        self._work = MAX_WORK
+
     def line_of(self, addr: int) -> str:
         """`arch/powerpc/kernel/head_64.S:123` of a link address; `file:?` if the line is 0."""
         known = self._lines.get(addr)
         if known is None:
+            if self._work <= 0:
+                return ""
             if len(self._lines) >= MAX_KEPT_LINES:
                 self._lines.clear()
             known = self._lines[addr] = self._line_of(addr)
@@ -217,6 +229,7 @@ class SourceLines:
                 self._rows.clear()
             room = np.zeros((min(unit.end - at, MAX_ROWS), 3), np.int64)
             count, _ = self._run(unit, at, room, np.zeros((0, 3), np.int64))
+            self._work -= count
             rows = room[: count if count <= len(room) else 0].copy()
             addrs = np.ascontiguousarray(rows[:, 0]).view(np.uint64)
             self._rows[index] = addrs, np.ascontiguousarray(rows[:, 1:])
@@ -229,6 +242,7 @@ class SourceLines:
             unit = next(units(self._data, self._elf.order, at), None)
             if unit is None:
                 return None
+            self._work -= unit.program - unit.tables
             try:
                 files = read_files(unit, self._data, self._elf.order, self._strings)
             except DamagedDwarf:
@@ -336,7 +350,7 @@ class SourceLines:
              ("value", order + "u8"), ("size", order + "u8")]
         )  # fmt: skip
         raw = self._elf.section_bytes(table)
-        symbols = np.frombuffer(raw[: len(raw) // 24 * 24], dtype)
+        symbols = np.frombuffer(raw[: min(len(raw) // 24, MAX_SYMBOLS) * 24], dtype)
         bases = np.full(0x10000, _NOWHERE, np.uint64)
         for section in self._elf.sections[:SHN_LORESERVE]:
             if section.name.startswith(".debug_"):
@@ -416,7 +430,8 @@ def _wanted(size: int, most: int, *, part: bool) -> int:
 
 
 def _inflate(data: memoryview, size: int) -> bytes:
+    most = size + (size >> 8) + 1024  # of packed bytes: zlib copies those that it leaves
     try:
-        return zlib.decompressobj().decompress(data, max(size, 1))
+        return zlib.decompressobj().decompress(data[:most], max(size, 1))
     except zlib.error as exc:
         raise DamagedDwarf(f"a section that does not unpack ({exc})") from exc

@@ -380,6 +380,12 @@ class AddressMap:
                 return line
         return ""
 
+    def renew_lines(self) -> None:
+        """An answer begins: what its lines may cost is counted anew."""
+        for row in self.rows:
+            if row.table.lines is not None:
+                row.table.lines.renew()
+
     def prepare_lines(self) -> None:
         """Make what `line_at` needs, once for all forks of this process."""
         for row in self.rows:

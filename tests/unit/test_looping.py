@@ -236,6 +236,9 @@ def test_turns_are_where_the_head_is_visited(trace: Path) -> None:
             pool.query("run", trace, base | {"tick": 0, "turn": 2})
         with pytest.raises(LimitError, match="turn 0"):
             pool.query("run", trace, base | {"turn": 0})
+        for more in ({"turn": 10**400}, {"turn": 2, "head": "x"}, {"turn": 2, "head": None}):
+            with pytest.raises(LimitError, match="head "):
+                pool.query("run", trace, base | more)
 
 
 def test_the_command_line_lists_them(trace: Path) -> None:

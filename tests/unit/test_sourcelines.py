@@ -6,6 +6,7 @@ tests/data/dwarf (build.sh).
 
 import struct
 import tracemalloc
+import zlib
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +19,7 @@ from emulator import dwarf, samples
 from emulator.dwarf import DamagedDwarf, LineUnit, compilation_dir, read_files, units
 from emulator.elf import ElfFile, Section, read_elf
 from emulator.located import add_line_of_event, add_lines
-from emulator.sourcelines import MAX_PATH, SourceLines, shown_path, source_lines
+from emulator.sourcelines import MAX_PATH, SourceLines, _inflate, shown_path, source_lines
 from emulator.symbols import AddressMap, AddressRow, SymbolTable
 
 DATA = Path(__file__).parent.parent / "data" / "dwarf"
@@ -359,6 +360,42 @@ def test_memory_stays_within_its_bounds() -> None:
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert peak < 40 << 20
+
+
+def test_an_answer_reads_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and rows that would take minutes for one answer cost the lines behind them."""
+    tables = bytes([1, 1, 8, 1]) + b"/b\0" + bytes([1, 1, 8, 0x80, 0x02]) + b"a\0" * 256
+    many = [v5(tables, SET[:-1] + bytes([4 * n]) + b"\x01\x02\x01" + END) for n in range(5)]
+    lines = with_lines(b"".join(many))
+    monkeypatch.setattr("emulator.sourcelines.MAX_WORK", 1024)
+    lines.renew()
+    asked = [lines.line_of(BASE + 4 * n) for n in range(5)]
+    assert asked == ["a:1"] * 2 + [""] * 3
+    lines.renew()
+    assert [lines.line_of(BASE + 4 * n) for n in range(4)] == ["a:1"] * 4
+    rows = with_lines(v5(NAMES, SET + b"\x01" * 2048 + b"\x02\x02" + END))
+    rows.renew()
+    assert rows.line_of(BASE) == "b.c:1"
+    assert rows.line_of(BASE + 4) == ""
+
+
+def test_an_answer_begins_with_all_that_it_may_read() -> None:
+    names = _names()
+    tables = [row.table.lines for row in names.rows if row.table.lines is not None]
+    for lines in tables:
+        lines._work = 0
+    at, line = next(iter(expected("kernel-le.elf").items()))
+    assert names.line_at(at) == ""
+    assert add_lines({"nip": f"0x{at:016x}"}, names)["line"] == line
+
+
+def test_what_is_not_unpacked_is_not_copied() -> None:
+    packed = zlib.compress(b"x" * 100) + bytes(64 << 20)
+    tracemalloc.start()
+    assert _inflate(memoryview(packed), 100) == b"x" * 100
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 @pytest.mark.parametrize("claimed", [1 << 40, 129 << 20, 100])

@@ -270,6 +270,21 @@ def test_part_of_a_run_is_verified_as_far_as_it_goes(
     done = prove(pool, path)
     assert (done.verified, done.status, done.digest) == (True, "cancelled", None), done.difference
     assert done.rows["event"] > 10
+    with TraceReader(path) as trace:
+        last = trace.last_tick
+        assert last in [loop.end for loop in trace.loops()]
+    for table, change in (
+        ("loop", f'UPDATE loop SET turns = 1 << 40 WHERE "end" = {last}'),
+        ("loop", f'UPDATE loop SET ticks = 1 << 40 WHERE "end" = {last}'),
+        ("loop", f"UPDATE loop SET head = '0x0000000000000040' WHERE \"end\" = {last}"),
+        ("loop", f'UPDATE loop SET begin = 0 WHERE "end" = {last}'),
+        ("loop", f'UPDATE loop SET cpu = 1 WHERE "end" = {last}'),
+        ("loop", f'UPDATE loop SET "end" = 1 << 40 WHERE "end" = {last}'),
+        ("loop", f'UPDATE loop SET turns = turns + 1 WHERE "end" < {last}'),
+    ):
+        found = prove(pool, forged(path, tmp_path, change, sign=False)).difference
+        assert found is not None, change
+        assert found.table == table, change
     killed = forged(good, tmp_path, *_KILL, sign=False)
     done = prove(pool, killed)
     assert (done.verified, done.status) == (True, "killed")
@@ -281,10 +296,36 @@ def test_part_of_a_run_is_verified_as_far_as_it_goes(
     assert (done.difference.table, done.difference.cpu) == ("event", 1)
 
 
+def test_a_cpu_that_waits_when_a_run_is_cut_off_was_in_its_loop(
+    pool: SessionPool, tmp_path: Path
+) -> None:
+    """Its loop ends where it last stopped, before the end; run again, it goes on."""
+    path = tmp_path / "early.bootflow"
+    sample = get_sample("kdump-be")
+    images = [
+        ImageFile("kernel", sample.kernel, sample.kernel_bytes()),
+        ImageFile("purgatory", sample.purgatory, sample.purgatory_bytes()),
+    ]
+
+    def stop(tick: int) -> None:
+        if tick > 700:
+            pool.cancel("early")
+
+    outcome = pool.record("early", path, sample_spec(sample), images, on_tick=stop)
+    assert outcome.status == "cancelled"
+    with TraceReader(path) as trace:
+        assert trace.end is not None
+        assert min(loop.end for loop in trace.loops()) < trace.end["tick"]
+    done = prove(pool, path)
+    assert done.verified, done.difference
+    assert done.rows["loop"] > 0
+
+
 _KILL = (
     *(f"DELETE FROM {table} WHERE tick > 3000000" for table in ("slice", "event", "console")),
     "DELETE FROM slice WHERE tick + ticks > 3000000",
     "DELETE FROM checkpoint WHERE tick > 3000000",
+    'DELETE FROM loop WHERE "end" > 3000000',
     "DELETE FROM meta WHERE key IN ('end', 'digest', 'progress')",
     "UPDATE meta SET value = 'killed' WHERE key = 'status'",
 )
