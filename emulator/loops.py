@@ -136,8 +136,8 @@ def _nested(rows: list[list[int]]) -> list[Loop]:
             found.append(
                 Loop(
                     cpu, min(level, n.MAX_DEPTH), row[n.HEAD] % WRAP, row[n.LAST] % WRAP,
-                    row[n.FROM], row[n.TO], row[n.TICKS], row[n.TURN], row[n.ENTRY],
-                    KINDS[row[n.KIND]],
+                    row[n.FROM], row[n.TO], min(row[n.TICKS], row[n.TO] - row[n.FROM]),
+                    row[n.TURN], row[n.ENTRY], KINDS[row[n.KIND]],
                 )
             )  # fmt: skip
             tell(index, level + 1)

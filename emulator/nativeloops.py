@@ -303,9 +303,12 @@ def _push(
     if index < 0:
         return
     row = at + NEST + _ROW_SLOTS * index
+    turns = 2
     if not t[row + ENTRY]:
         t[row + FROM] = since
         t[row + KIND] = _LITTLE if little else _BIG
+    elif since < t[row + TO]:  # that was a turn of the entry before: this one begins here
+        since, away, turns = tick, t[at + _FOREIGN], 1
     t[row + ENTRY] += 1
     frame = at + FRAMES + FRAME * height
     t[frame + T] = target
@@ -314,25 +317,23 @@ def _push(
     t[frame + SINCE] = since
     t[frame + _OWN] = since - away
     t[HEIGHT] = height + 1
-    t[TOP], t[TAIL], t[TURNS], t[EXIT] = target, source, 2, source
+    t[TOP], t[TAIL], t[TURNS], t[EXIT] = target, source, turns, source
     t[BEGUN] = tick
 
 
 @njit(cache=True)
 def _first_turn(t: Any, at: int, cpu: int, target: int) -> int:
     """The line in which this call of a function came to T last; -1 if none is remembered."""
-    called = t[at + _CALLED + (t[_DEPTH] & (_CALLS - 1))]
+    latest = t[at + _CALLED + (t[_DEPTH] & (_CALLS - 1))] - 1
+    found = -1
     for back in range(_LOOK_BACK):
         begin = target - 4 * back
         line = _LINES + _LINE * (((begin >> 2) + 251 * cpu) & (_LINES_MAX - 1))
-        if (
-            t[line + _BEGIN] == begin ^ (cpu << 56)
-            and t[line + _WORDS] > back
-            and t[line + _AGO] + back >= called  # one that begins nearer may be of an older call
-        ):
-            found: int = line
-            return found
-    return -1
+        if t[line + _BEGIN] == begin ^ (cpu << 56) and t[line + _WORDS] > back:
+            came = t[line + _AGO] + back
+            if came > latest:  # those of an older call are not of this loop
+                latest, found = came, line
+    return found
 
 
 @njit(cache=True)
