@@ -163,7 +163,7 @@ FIELDS = (
         "instructions as they ran: tick, cpu, nip, bytes, text, changed, memory; with DWARF, line",
     ),
     ("selected", "what is followed: name, value, and the chain of steps that the value came by"),
-    ("in_loops", "of a moment: cpu, level, name, kind, turn, turns, since, end of each loop"),
+    ("in_loops", "of a moment: cpu, last_cpu, level, name, kind, turn, turns, since, end of each"),
     ("moves", "ticks of the neighbours: insn, event, slice, flag; those of the open cpu again"),
     ("problem", "why the session could not be asked, else empty"),
 )

@@ -180,9 +180,10 @@ def loop_documents(lines: Iterable[LoopLine]) -> list[Json]:
 
 @dataclass(frozen=True)
 class Standing:
-    """A loop that a CPU is in at a tick."""
+    """A loop that a CPU is in at a tick, or CPUs from one to another."""
 
     cpu: int
+    last_cpu: int
     level: int
     letter: str
     head: str
@@ -192,6 +193,8 @@ class Standing:
     """Which turn of this entry, from 1: the one that its next instruction is of."""
     turns: int | None
     """How many this entry has, if that is known: the loop is entered once, and has ended."""
+    whole: str
+    """Of a loop that is entered more than once: turns and entries in all."""
     since: int
     """Tick before this entry's first turn."""
     end: int | None
@@ -201,8 +204,18 @@ class Standing:
     def words(self) -> str:
         """`turn 3,412 of 65,536 of master+0x58 (counts down)`."""
         of = f" of {self.turns:,}" if self.turns is not None else ""
-        does = f" ({DOES[self.kind]})" if self.kind in DOES else ""
-        return f"turn {self.turn:,}{of} of {self.name}{does}"
+        more = ", ".join(part for part in (self.does, self.whole) if part)
+        return f"turn {self.turn:,}{of} of {self.name}" + (f" ({more})" if more else "")
+
+    @property
+    def does(self) -> str:
+        """What the loop does, if that is known."""
+        return DOES.get(self.kind, "")
+
+    @property
+    def cpus(self) -> str:
+        """`0`, or `1-3`."""
+        return f"{self.cpu}" if self.cpu == self.last_cpu else f"{self.cpu}-{self.last_cpu}"
 
 
 def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standing, ...]:
@@ -210,8 +223,8 @@ def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standin
 
     Args:
         lines: of the run.
-        state: the session's answer; its CPUs know their loops from the second turn on, and a turn
-            from its first instruction on. A CPU whose NIP is the head is in the turn to come.
+        state: the session's answer; its CPUs know their loops from the second turn on. A CPU whose
+            NIP is the head is in the turn to come.
         tick: of the state.
     """
     around = [line for line in lines if line.begin <= tick < line.end]
@@ -226,10 +239,25 @@ def standing(lines: Sequence[LoopLine], state: Json, tick: int) -> tuple[Standin
                 turn = 2 if line.head == nip and tick > line.begin else 1
                 found.append(_standing(line, {"turn": turn, "since": line.begin}, line.level))
         for level, item in enumerate(row):
-            known = next((line for line in own if line.head == item.get("head")), None)
-            item = item | {"turn": int(item["turn"]) + (item.get("head") == nip)}
-            found.append(_standing(known or _unknown(number, item), item, level))
-    return tuple(sorted(found, key=lambda one: (one.cpu, one.level, one.since)))
+            head = item.get("head")
+            known = next((line for line in own if line.head == head), None)
+            left = any((x.cpu, x.head, x.end) == (number, head, tick) for x in lines)
+            if known is not None or not left:  # who has just left is seen to at its next block
+                found.append(_standing(known or _unknown(number, item), item, level))
+    return _alike(sorted(found, key=lambda one: (one.cpu, one.level, one.since)))
+
+
+def _alike(found: Sequence[Standing]) -> tuple[Standing, ...]:
+    """Make one of CPUs that follow each other and are at one turn of one loop: parked ones are."""
+    out: list[Standing] = []
+    for one in found:
+        before = out[-1] if out else one
+        same = (before.level, before.head, before.turn) == (one.level, one.head, one.turn)
+        if out and same and before.last_cpu + 1 == one.cpu:
+            out[-1] = replace(before, last_cpu=one.cpu)
+        else:
+            out.append(one)
+    return tuple(out)
 
 
 def _unknown(cpu: int, item: Json) -> LoopLine:
@@ -243,9 +271,10 @@ def _standing(line: LoopLine, item: Json, level: int) -> Standing:
     once, turn = line.entries == 1, int(item["turn"])
     if once:  # whoever waits at the head until the run ends is in no further turn
         turn = min(turn, line.turns)
+    whole = "" if once or not line.turns else f"{line.turns:,} in {line.entries:,} entries"
     return Standing(
-        line.cpu, level, line.letter, line.head, line.name, line.kind, turn,
-        line.turns if once else None, int(item["since"]), line.end if once else None,
+        line.cpu, line.cpu, level, line.letter, line.head, line.name, line.kind, turn,
+        line.turns if once else None, whole, int(item["since"]), line.end if once else None,
     )  # fmt: skip
 
 

@@ -421,7 +421,8 @@ class Run:
             "registers": {name: hex64(value) for name, value in registers.named().items()},
             "loops": [
                 {
-                    "head": hex64(turn.head), "tail": hex64(turn.tail), "turn": turn.turn,
+                    "head": hex64(turn.head), "tail": hex64(turn.tail),
+                    "turn": turn.turn + (turn.head == nip),  # that of the next instruction
                     "since": turn.since, "symbol": self.names.name_at(turn.head),
                 }
                 for turn in self.machine.loops.standing(cpu.number)
