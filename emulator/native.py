@@ -264,14 +264,16 @@ def _is_stale(s: Any, ea: int, size: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def _follow_loops(s: Any, t: Any, uc: Any, tick: int, address: int) -> bool:
     """Tell `loops` of a block that is not the next of its line; True if its rows must be taken."""
     words = carray(_pointer(s[RAM_ADDR]), (s[RAM_BYTES] >> 2,), np.uint32)
-    found = loops.follow(t, words, s[CPU], tick, address)
-    if found == loops.UNKNOWN:
-        loops.learn(t, words, tick, _read_reg(s, uc, UC_REG_MSR) & 1 != 0)
+    found = loops.UNKNOWN
+    while True:
         found = loops.follow(t, words, s[CPU], tick, address)
+        if found != loops.UNKNOWN:
+            break
+        loops.learn(t, words, tick, _read_reg(s, uc, UC_REG_MSR) & 1 != 0)
     return bool(found == loops.FULL)
 
 

@@ -85,7 +85,7 @@ _LITTLE_ENDIAN: Final = 8
 _LITTLE, _BIG = -1, -2  # a row's kind while it is not known: the byte order that it ran with
 
 
-@njit(cache=True)
+@njit(cache=True, inline="always")
 def follow(t: Any, words: Any, cpu: int, tick: int, address: int) -> int:
     """Take note of a block that is about to run, if it is not the next of its line.
 
