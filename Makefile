@@ -15,7 +15,7 @@ TOOLS := powerpc64-linux-gnu-as=binutils-powerpc64-linux-gnu \
          dtc=device-tree-compiler qemu-system-ppc64=qemu-system-ppc chromium=chromium lynx=lynx
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-qemu check fmt bench golden lock tools debian-pair clean
+.PHONY: help setup run test test-qemu test-symbols check fmt bench golden lock tools debian-pair clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,7 +36,11 @@ run: $(STAMP) ## start the web page and its worker, with runs of the sample pair
 	$(BIN)/bootflow serve --samples --host $(HOST) --port $(PORT)
 
 test: $(STAMP) tools debian-pair ## run every test: the real Debian pair and the browser included
-	$(PYTEST) -m ""
+	$(PYTEST) -m "not symbols"
+
+test-symbols: $(STAMP) ## compare source lines with addr2line on Debian's debug kernel (fetches 700 MB)
+	$(BIN)/bootflow fetch-debian --debug-symbols
+	$(PYTEST) -m symbols
 
 test-qemu: $(STAMP) tools debian-pair ## compare with a running QEMU, instruction by instruction
 	$(PYTEST) -m qemu

@@ -235,9 +235,11 @@
   function follow(v, from, to) {
     const before = Math.abs(from[0] - from[1]), now = Math.abs(to[0] - to[1]);
     const pinched = to.length === 2 && before > 8;
-    const wide = (v.x(v.hi) - v.x(v.lo)) * (pinched ? before / Math.max(now, 8) : 1);
+    const drawn = v.x(v.hi) - v.x(v.lo);
+    const wide = drawn * (pinched ? before / Math.max(now, 8) : 1);
     const held = v.x(v.tickAt(middle(from)));
-    let lo = held - wide * (middle(to) - v.left) / (v.right - v.left);
+    const share = (held - v.x(v.lo)) / drawn + (middle(to) - middle(from)) / (v.right - v.left);
+    let lo = held - wide * share;
     lo = Math.min(Math.max(lo, v.left), Math.max(v.right - wide, v.left));
     const first = v.tick(lo), last = v.tick(Math.min(lo + wide, v.right));
     if (pinched) show(v, first, last);

@@ -142,7 +142,7 @@ def _loops() -> Iterator[dict[str, Any]]:
          "verify_sha256_digest+0x30/0x134"),
         (0, 1, 4500, 1_508_264_300, 1_508_259_700, 320_171, 4, 0x1EFF31A0, 11, "call",
          "sha256_update.part.0+0x100/0x1dc"),
-        (0, 0, FLAG_TICK - 65_000, FLAG_TICK + 536, 65_536, 65_536, 1, 0x1EFF0858, 1, "delay",
+        (0, 0, FLAG_TICK - 65_500, FLAG_TICK + 36, 65_536, 65_536, 1, 0x1EFF0858, 1, "delay",
          master),
         (1, 0, 140, RELEASED, 160, 40, 1, 0xB0, 4, "spin", hold),
     ]  # fmt: skip
@@ -217,8 +217,8 @@ def state(tick: int) -> dict[str, Any]:
 
 def _standing(cpu: int, tick: int) -> list[dict[str, Any]]:
     """The loops that a CPU is in: CPU 0 in its delay, the others in their hold loop."""
-    since, head = (FLAG_TICK - 65_000, 0x1EFF0858) if cpu == 0 else (140, 0xB0)
-    if cpu == 0 and not since < tick < FLAG_TICK + 536:
+    since, head = (FLAG_TICK - 65_500, 0x1EFF0858) if cpu == 0 else (140, 0xB0)
+    if cpu == 0 and not since < tick < FLAG_TICK + 36:
         return []
     at = f"0x{head:016x}"
     turn = tick - since if cpu == 0 else 40

@@ -139,6 +139,8 @@ def test_zoom_and_pan_by_wheel_drag_and_keys(site: Site, new_page: Callable[...,
         page.mouse.wheel(0, -120)
         seen = _zoomed(page, seen)
         assert seen[0] <= flag <= seen[1]
+        if seen[1] - seen[0] < (whole[1] - whole[0]) // 10_000:
+            break  # the flag is written between two folded loops: few steps lead there
     assert seen[1] - seen[0] < (whole[1] - whole[0]) // 1000
     assert f"from={seen[0]}&to={seen[1]}" in page.url
     assert page.locator("svg.wide rect.win").count() == 1  # the minimap says where this is

@@ -18,7 +18,7 @@ from emulator.elf import SHF_ALLOC, SHF_EXECINSTR, ElfFile, read_elf
 from emulator.sourcelines import SourceLines
 from emulator.symbols import SymbolTable
 
-pytestmark = pytest.mark.real
+pytestmark = [pytest.mark.real, pytest.mark.symbols]
 
 
 @pytest.fixture(scope="module")
