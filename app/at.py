@@ -18,6 +18,7 @@ from app.index import Run
 from app.render import render, send
 from app.runs import cached, index, open_trace, text_browser, wanted
 from app.telling import told_by
+from emulator.trace import TraceReader
 
 blueprint = Blueprint("at", __name__)
 
@@ -122,13 +123,18 @@ def seek_twin(run_id: str, tick: int, form: str) -> AnyResponse:
     return cached(render(page, form), run, private=True)
 
 
+def _trace_of(run: Run) -> TraceReader:
+    """Open the trace of a run that has started, or say that it has not."""
+    reader = open_trace(run)
+    if reader is None:
+        raise pages.NoTraceYet(f"run {run.id} has no ticks yet")
+    return reader
+
+
 def _answer(run_id: str, tick: int) -> tuple[seeking.AnswerPage, Run]:
     run = index().get(run_id)
     looked = view.parse(request.args)
-    reader = open_trace(run)
-    if reader is None:
-        raise pages.NoTraceYet(f"run {run_id} has no ticks yet")
-    with reader:
+    with _trace_of(run) as reader:
         told = told_by(run, reader)
         moments.check_tick(told, tick)
         what = request.args.get("what", "")
@@ -145,10 +151,7 @@ def turn(run_id: str, tick: int) -> AnyResponse:
         raise BadOption(
             f"head={head[:20]!r}, turn={number[:20]!r}", hint="For example head=0x48a0858&turn=2."
         )
-    reader = open_trace(run)
-    if reader is None:
-        raise pages.NoTraceYet(f"run {run_id} has no ticks yet")
-    with reader:
+    with _trace_of(run) as reader:
         told = told_by(run, reader)
     moments.check_tick(told, tick)
     loop, wanted_turn = int(head, 16), max(int(number), 1)

@@ -22,6 +22,8 @@ MAX_ROWS = 2_000
 FOLD_TICKS = 16_384
 """A loop of more ticks than that may be folded."""
 MAX_FOLDS = 12
+OTHERS_PART = 1000
+"""Other CPUs may retire one of so many of a folded loop's ticks: those that are being parked do."""
 KERNEL_SHARE = 0.01
 """Of the run, that a loop in the new kernel's C code must have to be folded: what comes before is
 what a hand-off is about."""
@@ -129,7 +131,7 @@ def known_as(nest: Sequence[LoopLine]) -> LoopLine:
 
 
 def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
-    """Return (begin, end, names, turns) of long loops in which no other CPU retired anything.
+    """Return (begin, end, names, turns) of long loops in which other CPUs did next to nothing.
 
     Args:
         lines: of one run.
@@ -139,7 +141,7 @@ def folds(lines: Sequence[LoopLine], boot_cpu: int) -> list[Fold]:
     last = max((line.end for line in lines), default=0)
     for nest in nests(lines):
         line = nest[0]
-        alone = line.ticks == line.end - line.begin
+        alone = (line.end - line.begin - line.ticks) * OTHERS_PART <= line.ticks
         least = max(FOLD_TICKS, KERNEL_SHARE * last if line.is_kernel else 0)
         if line.cpu == boot_cpu and alone and line.ticks > least:
             named = known_as(nest)

@@ -70,11 +70,13 @@ def test_folds_are_long_and_alone() -> None:
         row(0, 70_000, 70_900, 10),
         row(0, 80_000, 180_000, 44, ticks=90_000),  # others ran meanwhile
         row(0, 200_000, 300_000, 55, cpu=1),
+        row(0, 310_000, 390_000, 88, ticks=79_936),  # one was parked meanwhile
         row(0, 400_000, 450_000, 66, head=KERNEL, tail=KERNEL),
         row(0, 500_000, 9_000_000, 77, head=KERNEL, tail=KERNEL),
     )
     found = folds(rows, 0)
-    assert [fold[:2] for fold in found] == [(100, 60_100), (500_000, 9_000_000)]
+    assert [fold[3] for fold in found] == [1000, 88, 77]
+    assert [fold[:2] for fold in found[::2]] == [(100, 60_100), (500_000, 9_000_000)]
     spans = folded([Span(0, 50_000, "P", "purgatory"), Span(50_000, 70_000, "K", "head")], found)
     assert [(s.lo, s.hi, s.letter, s.fold) for s in spans] == [
         (0, 100, "P", False), (100, 50_000, "P", True), (50_000, 60_100, "K", True),
